@@ -1,0 +1,56 @@
+"""The calibration that every benchmark prints: its figures are positive, its rounds interleave, its output is JSON."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import calibrate
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return calibrate.calibrate(rounds=2)
+
+
+def test_figures(measured):
+    cpu = measured["cpu"]
+    assert cpu["model"] and cpu["threads"] == torch.get_num_threads()
+    assert set(cpu["features"]) == {"avx2", "avx512", "amx", "bf16"}
+    assert len(cpu["measured"]) == 4
+    for label, row in cpu["measured"].items():
+        assert 0 < row["min"] <= row["median"] <= row["max"], label
+        assert row["unit"] in ("GFLOP/s", "GB/s", "ms")
+    assert (measured["gpu"] is None) == (not torch.cuda.is_available())
+
+
+def test_features_agree_with_torch(measured):
+    capability, features = measured["cpu"]["torch_capability"], measured["cpu"]["features"]
+    if capability == "AVX512":
+        assert features["avx512"] and features["avx2"]
+    elif capability == "AVX2":
+        assert features["avx2"]
+
+
+def test_table_shows_what_was_measured(measured, capsys):
+    assert calibrate.print_calibration(measured) is measured
+    text = capsys.readouterr().out
+    for label, row in measured["cpu"]["measured"].items():
+        assert f"{label} " in text and row["unit"] in text
+    assert measured["cpu"]["model"] in text
+    assert json.loads(json.dumps(measured)) == measured
+
+
+def test_rounds_interleave():
+    calls = []
+    seconds = calibrate.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, synchronize=lambda: calls.append("."))
+    assert "".join(calls) == "ab." + "a.b." * 3
+    assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_no_rounds_is_an_error():
+    with pytest.raises(ValueError, match="got 0"):
+        calibrate.calibrate(rounds=0)

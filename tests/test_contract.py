@@ -1,0 +1,108 @@
+"""What every paper of the library has to do: build, learn, repeat itself, and agree between devices."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import paperlib
+from paperlib.superres import srcnn
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to try a paper: a small model, a batch for it, its loss, and overrides that make its smoke run short."""
+
+    model: Callable
+    batch: Callable
+    loss: Callable
+    short: dict
+
+
+CASES = {
+    "srcnn": Case(lambda: srcnn.SRCNN((9, 3, 5), (8, 4)), lambda: (torch.rand(4, 1, 33, 33), torch.rand(4, 1, 19, 19)), srcnn.half_squared_error,
+                  {"steps": 3, "batch_size": 2, "widths": (4, 2)}),
+}
+SLUGS = [p.slug for p in paperlib.papers()]
+
+
+def test_every_paper_has_a_case():
+    assert sorted(SLUGS) == sorted(CASES)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_gradients_are_finite_and_one_step_lowers_the_loss(slug):
+    torch.manual_seed(0)
+    case = CASES[slug]
+    model, batch = case.model().train(), case.batch()
+    before = case.loss(model, batch)
+    before.backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert sum(g.abs().sum() for g in gradients) > 0
+    norm2 = sum(g.square().sum() for g in gradients)
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 1e-3 * before.detach() / norm2 * p.grad
+    assert case.loss(model, batch) < before
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_state_dict_round_trip(slug):
+    case = CASES[slug]
+    one, two = case.model().eval(), case.model().eval()
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    x = case.batch()[0]
+    assert torch.equal(one(x), two(x))
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_same_seed_same_result(slug):
+    runs = [paperlib.reproduce(slug, seed=s, device="cpu", **CASES[slug].short) for s in (0, 0, 1)]
+    assert runs[0].metrics == runs[1].metrics
+    assert runs[0].metrics != runs[2].metrics
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_wrong_calls_fail_before_any_work(slug, monkeypatch):
+    monkeypatch.setattr(paperlib.paper(slug).module, "experiment", lambda *a: pytest.fail("the experiment was started"))
+    for call, message in [({"preset": "tiny"}, "no preset"), ({"stepz": 1}, "no preset field"), ({"steps": "few"}, "expected int"),
+                          ({"device": "tpu"}, "tpu"), ({"seed": -1}, "seed=-1")]:
+        with pytest.raises(ValueError, match=message):
+            paperlib.reproduce(slug, **call)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_facts_are_complete(slug):
+    paper = paperlib.paper(slug)
+    assert len(paper.claims) >= 4
+    assert all(getattr(paper, f) for f in ("title", "title_zh", "authors", "venue", "url", "official_code", "licence", "model"))
+    assert issubclass(getattr(paper.module, paper.model), torch.nn.Module)
+    for preset in paper.presets.values():
+        assert all(getattr(preset, f) for f in ("data", "time", "memory", "hardware"))
+
+
+@GPU
+@pytest.mark.parametrize("slug", SLUGS)
+def test_cpu_and_gpu_agree(slug):
+    torch.manual_seed(0)
+    case = CASES[slug]
+    model, batch = case.model().train(), case.batch()
+    twin, moved = copy.deepcopy(model).cuda(), tuple(t.cuda() for t in batch)
+    allow = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        losses = case.loss(model, batch), case.loss(twin, moved)
+        for loss in losses:
+            loss.backward()
+    finally:
+        torch.backends.cudnn.allow_tf32 = allow
+    assert torch.allclose(losses[0], losses[1].cpu(), rtol=1e-5)
+    for p, q in zip(model.parameters(), twin.parameters()):
+        assert torch.allclose(p.grad, q.grad.cpu(), rtol=1e-3, atol=1e-5 * p.grad.abs().max().item())
