@@ -21,6 +21,7 @@ FAMILIES = {  # the order and the names of the sidebar; a folder that is not her
 }
 REFERENCE = ("conventions", "glossary", "STYLE", "api/index")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+OWN = "application/vnd.paperlib."  # what our own tools read in an output; the site has no use for it
 NEEDS_KERNEL = (
     '<p class="needs-kernel">The controls of this exploration need a running kernel: '
     "<code>make lab</code> opens the notebook in JupyterLab. The grid above has the same function at fixed settings.</p>"
@@ -80,7 +81,7 @@ def page_output(output: dict, mend: Callable[[str, bool], str]) -> dict | None:
     data = output.get("data")
     if data is None:
         return output
-    data = dict(data)
+    data = {mime: shown for mime, shown in data.items() if not mime.startswith(OWN)}
     if data.pop(WIDGET, None) is not None and not {"text/html", "image/png", "image/svg+xml"} & data.keys():
         if PROGRESS_BAR.search(joined(data.get("text/plain", ""))):
             return None

@@ -399,8 +399,5 @@ def main() -> None:
         fail(error, 1 if isinstance(error, FileNotFoundError) and error.errno is not None else 2)
     except OSError as error:
         fail(f"{error.strerror or error}{': ' + shorten(Path(error.filename)).as_posix() if error.filename else ''}", 1)
-    except RuntimeError as error:
-        notebook = getattr(error, "notebook", None)
-        if notebook is None:
-            raise
-        fail(f"the run failed in {error}  (see {shorten(notebook)})", 1)
+    except registry.RunFailed as error:
+        fail(f"the run failed in {error}" + (f"  (see {shorten(error.notebook)})" if error.notebook else ""), 1)

@@ -1,6 +1,8 @@
 """One notebook in a real browser: every cell runs, and a control changes its picture."""
+import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -8,6 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for browser.py beside this file
 NOTEBOOK = "superres/srcnn.ipynb"
 BUDGET_S = 240
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
@@ -29,25 +32,25 @@ ipywidgets.interactive(wave, shape=["sine", "square"], periods=(1, 9))
 
 def _missing(what: str) -> None:
     """Skip with a reason; in CI a missing tool is a failure, or nobody would notice that the test is gone."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing, and CI=true: install it, this test must run there")
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing, and CI is set: install it, this test must run there")
     pytest.skip(f"{what} is missing")
 
 
 @pytest.fixture(scope="module")
 def tools():
     """The helper module and the path of Chromium."""
-    try:
-        import browser
-    except ModuleNotFoundError as error:
-        _missing(f"the package {error.name}")
+    if importlib.util.find_spec("playwright") is None:
+        _missing("the package playwright")
+    import browser
+
     chromium = browser.find_chromium()
     if chromium is None:
         _missing(f"Chromium (looked for {', '.join(browser.CHROMIUM_NAMES)} on the PATH)")
     return browser, chromium
 
 
-def drive(tools, nbs: Path, notebook: str, state: Path, screenshot: Path) -> list[tuple[str, str, str]]:
+def drive(tools, nbs: Path, notebook: str, state: Path, screenshot: Path) -> tuple[str, str, str]:
     """Run a notebook of the folder `nbs` in the browser; return for its first exploration the pictures before, moved, back."""
     browser, chromium = tools
     state.mkdir()

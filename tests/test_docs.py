@@ -77,10 +77,11 @@ def test_directives_and_hidden_cells():
         ({WIDGET: {}, "text/plain": ["  0%|          ", "| 0/10 [00:00<?, ?it/s]"]}, None),
         ({WIDGET: {}, "text/plain": "Image(...)", "image/png": "iVBOR"}, {"text/plain": "Image(...)", "image/png": "iVBOR"}),
         ({"text/plain": "1"}, {"text/plain": "1"}),
+        ({"application/vnd.paperlib.run+json": {}, "text/html": "<table>"}, {"text/html": "<table>"}),
     ],
-    ids=["controls", "progress bar", "picture beside the view", "no widget"],
+    ids=["controls", "progress bar", "picture beside the view", "no widget", "our own kind"],
 )
-def test_widget_outputs(data, expected):
+def test_outputs(data, expected):
     output = site_pages.page_output({"output_type": "display_data", "metadata": {}, "data": data}, same)
     assert (output and output["data"]) == expected
 
@@ -308,6 +309,6 @@ def test_style_explains_every_rule_of_the_check():
 
 
 def test_conventions_name_their_tests():
-    named = {row[1].strip("`") for row in rows("conventions.md") if row[1].startswith("`test_convention_")}
-    written = set(re.findall(r"^def (test_convention_\w+)", (ROOT / "tests/test_conventions.py").read_text(encoding="utf-8"), re.MULTILINE))
-    assert named == written
+    named = {name for row in rows("conventions.md") for name in re.findall(r"`(test_convention_\w+)`", row[1])}
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert named and named <= set(re.findall(r"^def (test_convention_\w+)", sources, re.MULTILINE))

@@ -8,8 +8,8 @@ import torch
 from scipy.io import loadmat, savemat
 
 from paperlib.core.data import dataset
-from paperlib.superres.srcnn import SRCNN, experiment, score, upscale
 from paperlib.superres.srcnn import PAPER as paper
+from paperlib.superres.srcnn import SRCNN, experiment, score, upscale
 
 
 @pytest.fixture(scope="module")

@@ -213,6 +213,18 @@ def test_a_finished_run_is_read_not_repeated(tmp_path):
     assert (second.resumed_from, second.seconds) == (12, first.seconds) and first.seconds > 0
 
 
+def test_seconds_add_up_over_resumes(tmp_path):
+    path = tmp_path / "run.pt"
+    with pytest.raises(InterruptedError):
+        train(hooks=[Bomb(9)], checkpoint=path, checkpoint_every=4)
+    saved = torch.load(path, weights_only=True)
+    assert 0 < saved["history"]["seconds"] < 60
+    saved["history"]["seconds"] = 1000.0
+    torch.save(saved, path)
+    _, history = train(hooks=[Bomb(0)], checkpoint=path, checkpoint_every=4)
+    assert history.resumed_from == 8 and 1000 < history.seconds < 1060
+
+
 @pytest.mark.parametrize("damage", ["empty", "head", "half", "last byte", "text", "other torch file", "other zip", "flipped"])
 def test_damaged_checkpoint(tmp_path, damage):
     path = tmp_path / "run.pt"
@@ -288,6 +300,16 @@ def test_a_write_that_really_fails_halfway(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.value.errno == errno.EFBIG
     assert list((tmp_path / "sub").iterdir()) == []
+
+
+def test_an_error_that_is_not_the_disks_is_not_called_so(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(checkpoint=tmp_path / "run.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hook_state_that_could_not_be_read_back_is_refused_at_once(tmp_path):
@@ -456,6 +478,14 @@ def test_scalars_of_every_kind_are_recorded():
     assert history.scalars["tensor"] == pytest.approx([float(batches(k)[1].mean()) for k in range(3)], abs=1e-6)
 
 
+def test_every_part_of_every_step_draws_its_own_numbers():
+    def draws(seed):
+        seen = []
+        train(3, loss_fn=lambda m, b: (seen.append(float(torch.rand(()))), squares(m, b))[1], accumulate=2, seed=seed)
+        return seen
+    assert len({*draws(0), *draws(1)}) == 12 and draws(0) == draws(0)
+
+
 def test_a_compiled_model_trains_and_stays_compiled():
     plain, _ = train(5)
     compiled, _ = train(5, model=torch.compile(mlp(), backend="eager"))
@@ -491,7 +521,7 @@ def test_automatic_checkpoints(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kwargs, says", [
     (dict(steps=-1), "steps must be an integer >= 0, got -1"), (dict(accumulate=0), "accumulate must be"), (dict(steps=2.5), "got 2.5"),
     (dict(checkpoint_every=0), "checkpoint_every must"), (dict(mixed_precision="fp16"), "got 'fp16'"), (dict(device="gpu"), "unknown device 'gpu'"),
-    (dict(seed=-1), "seed must be an integer >= 0"), (dict(accumulate=5), "world 5"),
+    (dict(seed=-1), "seed must be an integer >= 0"), (dict(accumulate=5), "into 5 equal parts"),
     (dict(loss_fn=lambda m, b: m(b[0])), "got shape (12, 1)"), (dict(loss_fn=lambda m, b: squares(m, b).item()), "got float"),
     (dict(loss_fn=lambda m, b: squares(m, b).detach()), "requires_grad False"),
     (dict(loss_fn=lambda m, b: (squares(m, b), {"loss": 1.0})), "none of them named 'loss'"),
@@ -568,6 +598,8 @@ def test_weights_errors(tmp_path):
         save_weights(mlp(), path, {"x": X})
     with pytest.raises(ValueError, match="into a .safetensors file, got '.*w.pt'"):
         save_weights(mlp(), tmp_path / "w.pt", {})
+    with pytest.raises(ValueError, match="got 'w.pt'"):        # not a name that is quietly not written
+        save_weights(mlp(), "w.pt", {})
     import safetensors.torch
     safetensors.torch.save_file({"x": X}, path)
     with pytest.raises(ValueError, match="has no card"):

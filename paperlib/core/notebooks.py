@@ -23,16 +23,16 @@ from pathlib import Path
 import nbformat
 
 from .data import atomic_write
-from .paper import RUN_MIME, TABLE_MIME, Paper, Run, build_table, checkout, paper, results_dir, run_name
+from .paper import RUN_MIME, TABLE_MIME, Paper, Run, RunFailed, build_table, checkout, paper, results_dir, run_name
 
 # %% auto #0
 __all__ = ['Progress', 'Found', 'RULES', 'SECTIONS', 'PARAMETERS', 'read_notebook', 'write_notebook', 'source_digest', 'find_run',
-           'math_to_mathml', 'to_html', 'publish', 'write_card', 'RunFailed', 'notebook_of', 'run_notebook',
-           'record_run', 'keep_weights', 'refresh', 'Problem', 'Page', 'rule', 'lines_of', 'title', 'points',
-           'default_exp', 'parameters', 'sections', 'word_count', 'size', 'bytes_', 'cell_length', 'cell_ids',
-           'imports', 'sentence_between', 'no_machine', 'outputs', 'tables', 'figure_size', 'formulas', 'claims',
-           'exploration', 'unfinished', 'read_points', 'check_notes', 'kind_of', 'check_notebook', 'check_exports',
-           'notebooks', 'new_notebook']
+           'math_to_mathml', 'to_html', 'publish', 'write_card', 'notebook_of', 'run_notebook', 'record_run',
+           'keep_weights', 'refresh', 'Problem', 'Page', 'rule', 'lines_of', 'title', 'points', 'default_exp',
+           'parameters', 'sections', 'word_count', 'size', 'bytes_', 'cell_length', 'cell_ids', 'imports',
+           'sentence_between', 'no_machine', 'outputs', 'tables', 'figure_size', 'formulas', 'claims', 'exploration',
+           'unfinished', 'read_points', 'check_notes', 'kind_of', 'check_notebook', 'check_exports', 'notebooks',
+           'new_notebook']
 
 # %% ../../nbs/core/notebooks.ipynb #io
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -185,13 +185,7 @@ def write_card(run: Run, folder: Path) -> None:
         with atomic_write(folder / f"{name}.png") as temporary:
             Path(temporary).write_bytes(data)
 
-# %% ../../nbs/core/notebooks.ipynb #run-failed
-class RunFailed(RuntimeError):
-    """The notebook raised: the message names cell and error, ``notebook`` is where the half-run page lies."""
-
-    notebook: Path | None = None
-
-
+# %% ../../nbs/core/notebooks.ipynb #run-helpers
 def notebook_of(record: Paper) -> Path:
     """Return a paper's notebook in the checkout."""
     if (root := checkout()) is None:
@@ -319,7 +313,8 @@ def refresh(path: Path) -> None:
         NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=False,
                        resources={"metadata": {"path": str(path.parent)}}).execute()
     except CellExecutionError as error:
-        raise RunFailed(f"{path.name}: {error.ename}: {error.evalue}") from error
+        cell = next(c.id for c in nb.cells if any(o.output_type == "error" for o in c.get("outputs", [])))
+        raise RunFailed(f"{path.name}, cell {cell}: {error.ename}: {error.evalue}") from error
     _tidy(nb)
     for cell in nb.cells:
         if cell.cell_type == "code":
@@ -540,7 +535,7 @@ def sentence_between(page: Page) -> Found:
             yield cell.id, "the third code cell in a row: say in a sentence what comes"
 
 # %% ../../nbs/core/notebooks.ipynb #rules-outputs
-_PATHS = re.compile(r"(?<![\w./:])/(?:home|root|tmp|Users|private|mnt|opt|srv|var|usr|work\w*)/[\w.-]+|[A-Z]:\\\\?Users")
+_PATHS = re.compile(r"(?<![\w./:])/(?:home|root|tmp|Users|private|mnt|opt|srv|var|usr)/[\w.-]+|[A-Z]:\\\\?Users")
 
 
 def _texts(cell) -> Iterable[str]:

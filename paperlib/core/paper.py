@@ -30,9 +30,10 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['DESCRIPTIVE', 'PRESETS', 'RUN_MIME', 'VERDICTS', 'TABLE_MIME', 'Preset', 'unknown', 'override', 'Claim',
-           'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'run_name',
-           'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table', 'claims_table', 'run_table',
-           'scoreboard', 'card', 'ablation_table', 'samples_table', 'build_table', 'reproduce', 'weights_list', 'load']
+           'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'RunFailed',
+           'run_name', 'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table', 'claims_table',
+           'run_table', 'scoreboard', 'card', 'ablation_table', 'samples_table', 'build_table', 'reproduce',
+           'weights_list', 'load']
 
 # %% ../../nbs/core/paper.ipynb #preset
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +328,12 @@ class Run:
     def _repr_mimebundle_(self, include=None, exclude=None):
         table = run_table(self)
         return {"text/plain": table.text(), "text/html": table.html(), RUN_MIME: self.to_dict(figures=True)}
+
+
+class RunFailed(RuntimeError):
+    """A notebook raised: the message names cell and error, ``notebook`` is where the half-run page lies, if it was kept."""
+
+    notebook: Path | None = None
 
 
 def run_name(preset: str, device: str, seed: int, overrides: dict) -> str:

@@ -5,7 +5,6 @@
 # %% ../../nbs/core/training.ipynb #imports
 from __future__ import annotations
 
-import errno
 import json
 import math
 import numbers
@@ -83,7 +82,7 @@ class Batches:
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> Any:
         """Return the part of the batch of ``step`` that belongs to process ``rank`` of ``world``."""
         if self.batch_size % world or not 0 <= rank < world:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by world {world}, or rank {rank} is not in it")
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {world} equal parts (processes x micro-batches) with one at {rank}")
         part = self.indices(step).chunk(world)[rank]
         batch = (tuple(t[part] for t in self.data) if self._tuple else self.data[part] if isinstance(self.data, Tensor)
                  else default_collate([self.data[i] for i in part.tolist()]))
@@ -239,11 +238,12 @@ def _write_atomic(path: Path, write: Callable[[Any], None], what: str, check: Ca
         if check is not None:
             check(partial)
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:     # torch's zip writer turns a failed write into a RuntimeError
-        cause = error if isinstance(error, OSError) else error.__context__
-        code = getattr(cause, "errno", None) or errno.EIO
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__     # torch's zip writer hides a failed write in a RuntimeError
+        if not isinstance(cause, OSError):
+            raise
         kept = "what stood there before is intact" if path.exists() else "nothing stood there before"
-        raise OSError(code, f"could not write {what}: {os.strerror(code)}; {kept}", str(path)) from error
+        raise OSError(cause.errno, f"could not write {what}: {cause.strerror}; {kept}", str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -308,6 +308,7 @@ def _checkpoint_path(checkpoint: str | os.PathLike | None, desc: str) -> Path | 
 @dataclass
 class _Run:
     """What a run carries from step to step, and its way to disk and back."""
+
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any
@@ -336,9 +337,8 @@ class _Run:
 
     def call(self, event: str, *args: Any) -> None:
         """Tell every hook that listens."""
-        for hook in self.hooks:
-            if hasattr(hook, event):
-                getattr(hook, event)(self.model, self.optimizer, *args)
+        for listener in (getattr(hook, event) for hook in self.hooks if hasattr(hook, event)):
+            listener(self.model, self.optimizer, *args)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -386,6 +386,7 @@ def _steps(run: _Run, accelerator: Accelerator, model: nn.Module, batches: Calla
 
 # %% ../../nbs/core/training.ipynb #check-call
 def _check_call(batches: Callable, steps: int, accumulate: int, checkpoint_every: int) -> None:
+    """Raise ``ValueError`` for arguments of `fit` that can't work."""
     for name, value, least in (("steps", steps, 0), ("accumulate", accumulate, 1), ("checkpoint_every", checkpoint_every, 1)):
         if not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"{name} must be an integer >= {least}, got {value}")
@@ -472,8 +473,8 @@ def save_weights(model_or_state: nn.Module | dict[str, Tensor], path_or_name: st
     Parameters
     ----------
     model_or_state : a module, or a state dict of tensors
-    path_or_name : a path ending in ``.safetensors``, or a bare name: ``$PAPERLIB_WORK/weights/<name>.safetensors``
-        where that variable is set, and nothing is written where it is not
+    path_or_name : a path ending in ``.safetensors``, or a bare name (letters, digits, ``_``, ``-``):
+        ``$PAPERLIB_WORK/weights/<name>.safetensors`` where that variable is set, and nothing is written where it is not
     card : what a user must know of them; anything JSON can hold
 
     Returns
@@ -488,7 +489,7 @@ def save_weights(model_or_state: nn.Module | dict[str, Tensor], path_or_name: st
         The file could not be written; an older one is intact.
     """
     path = Path(path_or_name)
-    if isinstance(path_or_name, str) and re.fullmatch(r"[\w-][\w.-]*", path_or_name) and not path.suffix == ".safetensors":
+    if isinstance(path_or_name, str) and re.fullmatch(r"[\w-]+", path_or_name):
         if not os.environ.get("PAPERLIB_WORK"):
             return None
         path = Path(os.environ["PAPERLIB_WORK"]) / "weights" / f"{path_or_name}.safetensors"

@@ -127,8 +127,10 @@ def read_mat(path: str | os.PathLike) -> tuple[tuple[int, int, int], tuple[int, 
     file = os.path.basename(path)
     try:
         mat = loadmat(path)
-    except (ValueError, TypeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"{file} is no MATLAB 5 file: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes scipy raise whatever its bytes lead to
+        raise ValueError(f"{file} is no MATLAB 5 file: {str(error) or type(error).__name__}") from error
     names = [f"{kind}_conv{i}" for i in (1, 2, 3) for kind in ("weights", "biases")]
     if missing := [n for n in names if n not in mat]:
         raise ValueError(f"{file} has no {', '.join(missing)}; expected the authors' layout {', '.join(names)}")
@@ -304,7 +306,7 @@ PAPER = Paper(
     presets={
         "smoke": SRCNNPreset(data="photos", tests=("photos",), steps=1200, batch_size=16, time="under a minute on two CPU cores",
                              memory="1 GB", hardware="CPU"),
-        "small": SRCNNPreset(data="t91", tests=("set5", "set14"), steps=50000, batch_size=16, time="under 15 minutes on two CPU cores",
+        "small": SRCNNPreset(data="t91", tests=("set5", "set14"), steps=40000, batch_size=16, time="under 15 minutes on two CPU cores",
                              memory="1 GB", hardware="CPU or GPU"),
         "paper": SRCNNPreset(data="t91", tests=("set5", "set14", "bsd100"), steps=6_000_000, batch_size=128, optimizer="sgd", lr=1e-4,
                              time="not measured", memory="2 GB", hardware="GPU"),
@@ -319,21 +321,21 @@ PAPER = Paper(
           for f, t, s, d, v in (("915", "T91", 2, "set5", 36.34), ("915", "T91", 2, "set14", 32.18), ("915", "T91", 3, "set5", 32.39),
                                 ("915", "T91", 3, "set14", 29.00), ("955", "ImageNet", 3, "set5", 32.75), ("955", "ImageNet", 3, "set14", 29.30))),
         Claim("filter-size", "A larger second filter helps: 9-5-5 > 9-3-5 > 9-1-5", "ablation of filter size", "psnr_y_crop", "Set5 x3",
-              ours="psnr(filters=(9, 5, 5), steps=5000) - psnr(steps=5000)",
-              trend="psnr(filters=(9, 5, 5), steps=5000) > psnr(filters=(9, 3, 5), steps=5000) > psnr(steps=5000)"),
+              ours="psnr(filters=(9, 5, 5), lr=1e-3, steps=3000) - psnr(lr=1e-3, steps=3000)",
+              trend="psnr(filters=(9, 5, 5), lr=1e-3, steps=3000) > psnr(filters=(9, 3, 5), lr=1e-3, steps=3000) > psnr(lr=1e-3, steps=3000)"),
         Claim("filter-number", "Wider layers help: 128-64 > 64-32 > 32-16", "ablation of filter number", "psnr_y_crop", "Set5 x3",
-              ours="psnr(widths=(128, 64), steps=5000) - psnr(widths=(32, 16), steps=5000)",
-              trend="psnr(widths=(128, 64), steps=5000) > psnr(steps=5000) > psnr(widths=(32, 16), steps=5000)"),
+              ours="psnr(widths=(128, 64), lr=1e-3, steps=3000) - psnr(widths=(32, 16), lr=1e-3, steps=3000)",
+              trend="psnr(widths=(128, 64), lr=1e-3, steps=3000) > psnr(lr=1e-3, steps=3000) > psnr(widths=(32, 16), lr=1e-3, steps=3000)"),
         Claim("more-data", "More training data helps: ImageNet against the 91 images, authors' weights", "training data", "psnr_y_crop", "Set5 x3",
               ours="authors_955_x3_set5_psnr(data='authors') - authors_915_x3_set5_psnr(data='authors')",
               trend="authors_955_x3_set5_psnr(data='authors') > authors_915_x3_set5_psnr(data='authors')",
               caveat="the two sets of weights differ in filter size as well"),
         Claim("more-pictures", "More training data helps: 91 pictures against 10 of them, equal steps", "training data", "psnr_y_crop", "Set5 x3",
-              ours="psnr(steps=5000) - psnr(pictures=10, steps=5000)", trend="psnr(steps=5000) > psnr(pictures=10, steps=5000)"),
+              ours="psnr(lr=1e-3, steps=3000) - psnr(pictures=10, lr=1e-3, steps=3000)", trend="psnr(lr=1e-3, steps=3000) > psnr(pictures=10, lr=1e-3, steps=3000)"),
         Claim("colour", "Training on RGB jointly gives better colours than luma with bicubic chroma", "colour channels", "psnr_rgb_crop", "Set5 x3",
-              ours="psnr_rgb(channels=3, steps=5000) - psnr_rgb(steps=5000)", trend="psnr_rgb(channels=3, steps=5000) > psnr_rgb(steps=5000)"),
+              ours="psnr_rgb(channels=3, lr=1e-3, steps=3000) - psnr_rgb(lr=1e-3, steps=3000)", trend="psnr_rgb(channels=3, lr=1e-3, steps=3000) > psnr_rgb(lr=1e-3, steps=3000)"),
         Claim("colour-luma", "Training on RGB jointly costs nothing in luma", "colour channels", "psnr_y_crop", "Set5 x3",
-              ours="psnr(channels=3, steps=5000) - psnr(steps=5000)", trend="psnr(channels=3, steps=5000) > psnr(steps=5000) - 0.05"),
+              ours="psnr(channels=3, lr=1e-3, steps=3000) - psnr(lr=1e-3, steps=3000)", trend="psnr(channels=3, lr=1e-3, steps=3000) > psnr(lr=1e-3, steps=3000) - 0.05"),
         Claim("padding", "The authors' weights need replicated borders: zeros cost more than the network gains", "authors' test code", "psnr_y_crop", "Set5 x3",
               ours="authors_955_x3_set5_zeros(data='authors') - set5_x3_bicubic(data='authors')",
               trend="authors_955_x3_set5_zeros(data='authors') < set5_x3_bicubic(data='authors')"),
@@ -372,7 +374,7 @@ def experiment(preset: SRCNNPreset, seed: int, device: torch.device) -> dict:
     if preset.data not in ("photos", "t91"):
         raise ValueError(f"data={preset.data!r}: expected 'photos', 't91' or 'authors'")
     pictures = dataset("photos", split="train") if preset.data == "photos" else dataset("t91")
-    model = SRCNN(preset.filters, preset.widths, preset.channels)
+    model = SRCNN(preset.filters, preset.widths, preset.channels).to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     pairs = training_pairs(pictures[: preset.pictures], preset.scale, margin=model.margin, channels=preset.channels)
     optimizer, scheduler = optimizer_of(model, preset)
     history = fit(model, Batches(pairs, preset.batch_size, seed), half_squared_error, optimizer, preset.steps, seed=seed, device=device,
