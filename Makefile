@@ -66,4 +66,4 @@ bench: .venv/.developer  ## the benchmarks, each beside a peer
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
 
 clean:  ## remove what was made: environment, runs, site
-	rm -rf .venv out docs/_build docs/_nb build *.egg-info
+	rm -rf .venv out docs/_build docs/_nb docs/api docs/index.ipynb docs/jupyter_execute build *.egg-info

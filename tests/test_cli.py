@@ -161,6 +161,26 @@ def test_disk_full_leaves_the_old_run(finished, monkeypatch, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == [".work", "srcnn"]
 
 
+def test_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path):
+    words = ["run", "srcnn", "-o", "steps=900", "-o", "batch_size=2", "-o", "widths=4,2", "-d", "cpu"]
+    whole = call(*words, "--out", str(tmp_path / "whole"), "--json")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([sys.executable, "-m", "paperlib", *words, "--out", str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not (found := list((tmp_path / "cut").glob(".work/srcnn/*/*.pt"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert found, "no checkpoint was written"
+    assert not (tmp_path / "cut" / "srcnn").exists()
+    again = call(*words, "--out", str(tmp_path / "cut"), "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["metrics"] == json.loads(whole.stdout)["metrics"]
+    weights = [next((tmp_path / name).glob("srcnn/*/weights/*.safetensors")).read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
 def test_recording_and_reporting(finished, tmp_path, monkeypatch):
     (folder,) = [p for p in (finished / "srcnn").iterdir() if p.is_dir()]
     monkeypatch.setenv("PAPERLIB_RESULTS", str(tmp_path))

@@ -257,6 +257,15 @@ def test_checkpoint_of_another_run(tmp_path, change, says):
     assert says in str(error.value)
 
 
+def test_checkpoint_of_the_same_run_on_other_data(tmp_path):
+    path = tmp_path / "c.pt"
+    train(4, checkpoint=path)
+    other = Batches((X.roll(1, 0), Y), 12)
+    model = mlp()
+    with pytest.raises(ValueError, match="first_batch"):
+        fit(model, other, squares, torch.optim.Adam(model.parameters(), lr=1e-2), 4, checkpoint=path, device="cpu", progress=False)
+
+
 def test_a_schedule_that_moved_the_rate_is_no_other_run(tmp_path):
     step_lr = lambda o: torch.optim.lr_scheduler.StepLR(o, 2)
     model = mlp()
@@ -265,6 +274,7 @@ def test_a_schedule_that_moved_the_rate_is_no_other_run(tmp_path):
         history = fit(model, Batches((X, Y), 12), squares, optimizer, 6, scheduler=step_lr(optimizer), device="cpu", progress=False,
                       checkpoint=tmp_path / "run.pt")
     assert history.resumed_from == 6
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.1 ** 3)      # stepped once a step: 6 steps are 3 decays
 
 
 # ---- a disk that is full

@@ -23,16 +23,16 @@ from pathlib import Path
 import nbformat
 
 from .data import atomic_write
-from .paper import RUN_MIME, TABLE_MIME, Paper, Run, RunFailed, build_table, checkout, paper, results_dir, run_name
+from .paper import RUN_MIME, TABLE_MIME, Paper, Run, RunFailed, build_table, checkout, package_dir, paper, results_dir, run_name
 
 # %% auto #0
-__all__ = ['Progress', 'Found', 'RULES', 'SECTIONS', 'PARAMETERS', 'read_notebook', 'write_notebook', 'source_digest', 'find_run',
-           'math_to_mathml', 'to_html', 'publish', 'write_card', 'notebook_of', 'run_notebook', 'record_run',
-           'keep_weights', 'refresh', 'Problem', 'Page', 'rule', 'lines_of', 'title', 'points', 'default_exp',
-           'parameters', 'sections', 'word_count', 'size', 'bytes_', 'cell_length', 'cell_ids', 'imports',
-           'sentence_between', 'no_machine', 'outputs', 'tables', 'figure_size', 'formulas', 'claims', 'exploration',
-           'unfinished', 'read_points', 'check_notes', 'kind_of', 'check_notebook', 'check_exports', 'notebooks',
-           'new_notebook']
+__all__ = ['QUIET', 'Progress', 'Found', 'RULES', 'SECTIONS', 'PARAMETERS', 'read_notebook', 'write_notebook', 'source_digest',
+           'find_run', 'math_to_mathml', 'to_html', 'publish', 'write_card', 'notebook_of', 'run_notebook',
+           'record_run', 'keep_weights', 'refresh', 'Problem', 'Page', 'rule', 'lines_of', 'title', 'points',
+           'default_exp', 'parameters', 'sections', 'word_count', 'size', 'bytes_', 'cell_length', 'cell_ids',
+           'imports', 'sentence_between', 'no_machine', 'outputs', 'tables', 'figure_size', 'formulas', 'claims',
+           'exploration', 'unfinished', 'read_points', 'check_notes', 'kind_of', 'check_notebook', 'check_exports',
+           'notebooks', 'new_notebook']
 
 # %% ../../nbs/core/notebooks.ipynb #io
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -67,6 +67,7 @@ def _tidy(nb: nbformat.NotebookNode) -> None:
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr" and "\r" in o.text)]
 
 # %% ../../nbs/core/notebooks.ipynb #engine
+QUIET = ["--IPKernelApp.log_level=40"]  # without the kernel's remark about its transport, at each start
 Progress = Callable[[int, int, str], None]  # cell, cells, last line of the kernel's progress
 
 
@@ -104,7 +105,7 @@ def _engine(progress: Progress | None):
                 return begin(cell, cell_index, **extra)
 
             nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **{**kwargs, "stderr_file": _Ear(tell)})
+            return super().execute_managed_notebook(nb_man, kernel_name, **{**kwargs, "stderr_file": _Ear(tell), "extra_arguments": QUIET})
 
     papermill_engines.register("paperlib", Engine)
     yield "paperlib"
@@ -193,10 +194,20 @@ def notebook_of(record: Paper) -> Path:
     return root / "nbs" / record.family / f"{record.slug}.ipynb"
 
 
+def _code_digest() -> str:
+    """Return a short hash of the library's code."""
+    files = sorted(package_dir().rglob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
 @contextmanager
 def _work(folder: Path):
-    """Point the kernel at a folder for checkpoints and weights, and put things back as they were."""
+    """Point the kernel at a folder for checkpoints and weights; one that other code has left is emptied first."""
+    stamp = folder / f"code-{_code_digest()}"
+    if folder.exists() and not stamp.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    stamp.touch()
     previous = os.environ.get("PAPERLIB_WORK")
     os.environ["PAPERLIB_WORK"] = str(folder.resolve())
     try:
@@ -310,7 +321,7 @@ def refresh(path: Path) -> None:
 
     nb = read_notebook(path)
     try:
-        NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=False,
+        NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=False, extra_arguments=QUIET,
                        resources={"metadata": {"path": str(path.parent)}}).execute()
     except CellExecutionError as error:
         cell = next(c.id for c in nb.cells if any(o.output_type == "error" for o in c.get("outputs", [])))

@@ -30,8 +30,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['DESCRIPTIVE', 'PRESETS', 'RUN_MIME', 'VERDICTS', 'TABLE_MIME', 'Preset', 'unknown', 'override', 'Claim',
-           'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'RunFailed',
-           'run_name', 'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table', 'claims_table',
+           'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'run_name',
+           'RunFailed', 'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table', 'claims_table',
            'run_table', 'scoreboard', 'card', 'ablation_table', 'samples_table', 'build_table', 'reproduce',
            'weights_list', 'load']
 
@@ -330,16 +330,16 @@ class Run:
         return {"text/plain": table.text(), "text/html": table.html(), RUN_MIME: self.to_dict(figures=True)}
 
 
-class RunFailed(RuntimeError):
-    """A notebook raised: the message names cell and error, ``notebook`` is where the half-run page lies, if it was kept."""
-
-    notebook: Path | None = None
-
-
 def run_name(preset: str, device: str, seed: int, overrides: dict) -> str:
     """Return the folder name of a run: ``small-cpu-s0`` or ``small-cpu-s0-filters=9,5,5-steps=4000``."""
     text = lambda v: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
     return "-".join([preset, device, f"s{seed}", *(f"{k}={text(v)}" for k, v in sorted(overrides.items()))])
+
+# %% ../../nbs/core/paper.ipynb #run-failed
+class RunFailed(RuntimeError):
+    """A notebook raised: the message names cell and error, ``notebook`` is where the half-run page lies, if it was kept."""
+
+    notebook: Path | None = None
 
 # %% ../../nbs/core/paper.ipynb #perform-helpers
 def _git(*args: str) -> str | None:

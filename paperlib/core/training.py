@@ -5,6 +5,7 @@
 # %% ../../nbs/core/training.ipynb #imports
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import numbers
@@ -248,6 +249,14 @@ def _write_atomic(path: Path, write: Callable[[Any], None], what: str, check: Ca
         partial.unlink(missing_ok=True)
 
 # %% ../../nbs/core/training.ipynb #fingerprint
+def _digest(batch: Any) -> str:
+    """Return a short hash of a batch: tensors by their bytes, tuples and dicts by what they hold."""
+    if isinstance(batch, Tensor):
+        return hashlib.sha256(batch.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    return " ".join(map(_digest, parts)) if parts else repr(batch)
+
+
 def _fingerprint(model, batches, optimizer, scheduler, hooks, **settings) -> dict[str, str]:
     """Describe what decides the result of a run, flat, so that two can be compared entry by entry."""
     entries = {k: str(v) for k, v in settings.items()}
@@ -428,7 +437,8 @@ def fit(model: nn.Module, batches: Callable, loss_fn: Callable, optimizer: torch
     """
     _check_call(batches, steps, accumulate, checkpoint_every)
     path, hooks = _checkpoint_path(checkpoint, desc), tuple(hooks)
-    fingerprint = _fingerprint(model, batches, optimizer, scheduler, hooks, steps=steps, seed=seed, accumulate=accumulate, clip_norm=clip_norm)
+    fingerprint = _fingerprint(model, batches, optimizer, scheduler, hooks, steps=steps, seed=seed, accumulate=accumulate, clip_norm=clip_norm,
+                               first_batch=_digest(batches(0, 0, 1)) if path is not None else "")
     with _session(model, resolve_device(device), mixed_precision, accumulate) as (accelerator, prepared):
         prepared.train()
         run = _Run(model, optimizer, scheduler, hooks, path, fingerprint)
