@@ -260,9 +260,8 @@ def weights_list(as_json: AsJson = False) -> None:
     cards = registry.weights_list()
     if as_json:
         return say_json(cards)
-    keys = ("paper", "name", "model", "parameters", "data", "metrics", "licence", "commit")
-    text = lambda v: ", ".join(f"{k} {x:.4g}" if isinstance(x, float) else f"{k} {x}" for k, x in v.items()) if isinstance(v, dict) else str(v)
-    show_table(registry.Table(keys, tuple(tuple(text(c.get(k, "")) for k in keys) for c in cards)))
+    keys = ("paper", "name", "model", "parameters", "data", "command", "licence", "commit")
+    show_table(registry.Table(keys, tuple(tuple(str(c.get(k, "")) for k in keys) for c in cards)))
 
 
 @weights_app.command("add")

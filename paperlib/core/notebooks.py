@@ -148,16 +148,23 @@ def to_html(nb: nbformat.NotebookNode, title: str) -> str:
     from nbconvert import HTMLExporter
     from nbconvert.filters import strip_ansi
 
-    page = nbformat.from_dict(json.loads(json.dumps(nb)))
+    page, drawn = nbformat.from_dict(json.loads(json.dumps(nb))), []
+    page.metadata.pop("widgets", None)
+
+    def keep(match: re.Match) -> str:  # the markdown renderer would take the elements apart
+        drawn.append(match[0])
+        return f"\ue000{len(drawn) - 1}\ue001"
+
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            cell.source = math_to_mathml(cell.source)
+            cell.source = re.sub(r"<math.*?</math>", keep, math_to_mathml(cell.source), flags=re.S)
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             output.get("data", {}).pop(RUN_MIME, None)
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", widget_renderer_url="")
     exporter.filters = {"strip_ansi": strip_ansi}
     body, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": title}})
+    body = re.sub(r"\ue000(\d+)\ue001", lambda match: drawn[int(match[1])], body)
     return re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", body)
 
 # %% ../../nbs/core/notebooks.ipynb #publish

@@ -621,9 +621,9 @@ def scoreboard() -> Table:
         verdicts = [judge(c, runs).verdict for c in p.claims]
         head = p.claims[0]
         j = judge(head, runs)
-        rows.append((p.family, p.slug, f"{p.title} ({p.venue} {p.year})", head.text, _number(head.paper), _spread(j.ours, j.spread), j.verdict,
-                     *(str(verdicts.count(v)) for v in VERDICTS), str(len(runs))))
-    columns = ("family", "paper", "title", "headline claim", "paper's", "ours", "verdict", *(f"# {v}" for v in VERDICTS), "runs")
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
+        rows.append((p.family, p.slug, f"{p.title} ({p.venue} {p.year})", head.text, _number(head.paper), _spread(j.ours, j.spread), j.verdict, counts))
+    columns = ("family", "paper", "title", "headline claim", "paper's", "ours", "verdict", "all claims")
     return Table(columns, tuple(rows), "", ("scoreboard", ""))
 
 

@@ -5,10 +5,12 @@
 # %% ../../nbs/superres/srcnn.ipynb #imports
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -124,11 +126,9 @@ def read_mat(path: str | os.PathLike) -> tuple[tuple[int, int, int], tuple[int, 
     """Return filters, widths and state dict from a MATLAB file of the authors; ValueError names what does not fit."""
     from scipy.io import loadmat
 
-    file = os.path.basename(path)
+    file, content = os.path.basename(path), Path(path).read_bytes()
     try:
-        mat = loadmat(path)
-    except OSError:
-        raise
+        mat = loadmat(io.BytesIO(content))
     except Exception as error:  # a damaged file makes scipy raise whatever its bytes lead to
         raise ValueError(f"{file} is no MATLAB 5 file: {str(error) or type(error).__name__}") from error
     names = [f"{kind}_conv{i}" for i in (1, 2, 3) for kind in ("weights", "biases")]
