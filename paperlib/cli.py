@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -97,16 +97,19 @@ def run(
       paperlib run srcnn -p small -s 1 --record
       paperlib run srcnn -o filters=9,5,5 -o steps=2000
     """
-    from paperlib.core.notebooks import record_run, run_notebook
-    from paperlib.core.training import resolve_device
-
     paper = registry.paper(slug)
     typed = read_overrides(paper, preset, override or [])
     if seed < 0:
         raise ValueError(f"--seed {seed}: expected 0 or more")
+    from paperlib.core.notebooks import record_run, run_notebook  # after the cheap checks: these import torch and papermill
+    from paperlib.core.training import resolve_device
+
     resolve_device(device)
-    with watch(f"{slug} {preset}") as progress:
-        made, folder = run_notebook(paper, preset, seed, device, typed, to, progress)
+    try:
+        with watch(f"{slug} {preset}") as progress:
+            made, folder = run_notebook(paper, preset, seed, device, typed, to, progress)
+    except KeyboardInterrupt:
+        fail("interrupted; results that were there are untouched, and the same command goes on from its last checkpoint", 1)
     kept = record_run(made, folder) if record else None
     if as_json:
         return say_json(made.to_dict() | {"folder": str(folder)})
@@ -283,11 +286,13 @@ def weights_convert(slug: Slug, source: Annotated[Path, typer.Argument(help="off
 
     [dim]Example:[/dim]  paperlib weights convert srcnn x3.mat srcnn_x3.safetensors
     """
-    from paperlib.core.training import save_weights
-
     record = registry.paper(slug)
     if target.suffix != ".safetensors":
         raise ValueError(f"{target}: expected a name that ends in .safetensors")
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file")
+    from paperlib.core.training import save_weights
+
     model = getattr(record.module, record.model).from_official(source)
     save_weights(model, target, {"paper": slug, "model": type(model).__name__, "source": source.name, "licence": record.licence})
     out.print(str(target), markup=False, highlight=False, soft_wrap=True)
@@ -380,7 +385,7 @@ def lab(arguments: Annotated[list[str] | None, typer.Argument(help="passed on to
     raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyter", "lab", str(root / "nbs"), *(arguments or [])]))
 
 
-def fail(error: BaseException | str, code: int) -> None:
+def fail(error: BaseException | str, code: int) -> NoReturn:
     """Print one line that says what is wrong, and leave with an exit code."""
     text = " ".join(str(error).split()) or type(error).__name__
     err.print(f"paperlib: {text}", markup=False, highlight=False, soft_wrap=True)
@@ -392,10 +397,10 @@ def main() -> None:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's remark about frozen modules helps nobody here
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        fail("interrupted; results that were there are untouched", 1)
-    except (ValueError, FileNotFoundError) as error:
-        fail(error, 1 if isinstance(error, FileNotFoundError) and error.errno is not None else 2)
+    except FileNotFoundError as error:
+        fail(f"{error.filename}: no such file" if error.filename else error, 2)
+    except ValueError as error:
+        fail(error, 2)
     except OSError as error:
         fail(f"{error.strerror or error}{': ' + shorten(Path(error.filename)).as_posix() if error.filename else ''}", 1)
     except registry.RunFailed as error:

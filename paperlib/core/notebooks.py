@@ -738,7 +738,8 @@ def experiment(preset: {Name}Preset, seed: int, device: torch.device) -> dict:
     """\u270e Replace the baseline by the paper's method: return metric -> number, or picture -> number."""
     psnr, nearest = {{}}, {{}}
     for name, picture in dataset("photos", split="test"):
-        high = modcrop(torch.from_numpy(picture.copy()).movedim(-1, 0)[None].to(device) / 255, preset.scale)
+        luma = torch.from_numpy(picture if picture.ndim == 2 else rgb_to_y(picture)).to(device)[None, None]
+        high = modcrop(luma.double() / 255, preset.scale)
         low = imresize(high, 1 / preset.scale)
         psnr[name] = psnr_y_crop(quantize(imresize(low, preset.scale)), high, preset.scale)
         nearest[name] = psnr_y_crop(repeat(low.clip(0, 1), "b c h w -> b c (h s) (w t)", s=preset.scale, t=preset.scale), high, preset.scale)
@@ -759,7 +760,7 @@ def new_notebook(slug: str, family: str, title: str, title_zh: str, year: int) -
         code("parameters", 'preset: str = "smoke"  # smoke | small | paper\nseed: int = 0  # of everything random\n'
              'device: str = "auto"  # auto | cpu | cuda\noverrides: dict = {}  # preset fields to change', "parameters"),
         code("imports", "#| export\nfrom __future__ import annotations\n\nfrom dataclasses import dataclass\n\nimport torch\nfrom einops import repeat\n\n"
-             "from paperlib.core.data import dataset\nfrom paperlib.core.images import imresize, modcrop, quantize\n"
+             "from paperlib.core.data import dataset\nfrom paperlib.core.images import imresize, modcrop, quantize, rgb_to_y\n"
              "from paperlib.core.metrics import psnr_y_crop\nfrom paperlib.core.paper import Claim, Paper, Preset, perform"),
     ]
     prompts = ("what the paper is after, in two sentences", "what makes it hard", "what the reader must know first",
