@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import keyword
 import os
+import re
+import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -268,14 +272,17 @@ def weights_list(as_json: AsJson = False) -> None:
 
 
 @weights_app.command("add")
-def weights_add(folder: Annotated[Path, typer.Argument(help="folder of a finished run, as 'paperlib run' printed it", show_default=False)]) -> None:
+def weights_add(
+    folder: Annotated[Path, typer.Argument(help="folder of a finished run, as 'paperlib run' printed it", show_default=False)],
+    replace: Annotated[bool, typer.Option("--replace", help="put them in the place of weights of the same name")] = False,
+) -> None:
     """Keep the weights of a finished run under data/weights, with a card made from the run.
 
     [dim]Example:[/dim]  paperlib weights add out/srcnn/small-cpu-s0
     """
     from paperlib.core.notebooks import keep_weights
 
-    for path in keep_weights(folder):
+    for path in keep_weights(folder, replace):
         out.print(str(shorten(path)), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -322,7 +329,7 @@ def check(
     points = read_points(notes) if notes else None
     if do_refresh:
         for path in chosen:
-            err.print(f"executing {path.relative_to(root)}", markup=False, highlight=False)
+            err.print(f"executing {shorten(path)}", markup=False, highlight=False)
             refresh(path)
     problems = [p for path in chosen for p in check_notebook(path, points)] + ([] if names else check_exports(root))
     if as_json:
@@ -362,7 +369,7 @@ def new(
     if (root := registry.checkout()) is None:
         raise FileNotFoundError("notebooks are in a checkout; this is an installed package")
     for what, word in (("slug", slug), ("family", family)):
-        if not word.isidentifier() or not word.islower():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", word) or keyword.iskeyword(word):
             raise ValueError(f"{what} {word!r}: expected lower-case letters, digits and underscores")
     if slug in {p.slug for p in registry.papers()} or family == "core":
         raise ValueError(f"paper {slug!r} exists already" if family != "core" else "core holds no papers; choose a family")
@@ -395,6 +402,7 @@ def fail(error: BaseException | str, code: int) -> NoReturn:
 def main() -> None:
     """Run the command line: exit code 0 done, 1 the run failed, 2 the call was wrong."""
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's remark about frozen modules helps nobody here
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill cleans up as Ctrl-C does
     try:
         app(standalone_mode=True)
     except FileNotFoundError as error:
@@ -405,3 +413,7 @@ def main() -> None:
         fail(f"{error.strerror or error}{': ' + shorten(Path(error.filename)).as_posix() if error.filename else ''}", 1)
     except registry.RunFailed as error:
         fail(f"the run failed in {error}" + (f"  (see {shorten(error.notebook)})" if error.notebook else ""), 1)
+    except Exception as error:  # a fault of ours: one line for the user, the traceback on request
+        if os.environ.get("PAPERLIB_DEBUG"):
+            traceback.print_exc()
+        fail(f"{type(error).__name__}: {error}  (set PAPERLIB_DEBUG=1 for the traceback)", 1)

@@ -123,17 +123,19 @@ def test_finished_run_is_kept_when_the_next_fails(finished):
     assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_interrupt_keeps_what_was_there(finished):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_was_there(finished, how):
     (folder,) = [p for p in (finished / "srcnn").iterdir() if p.is_dir()]
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     words = [sys.executable, "-m", "paperlib", "run", "srcnn", *SHORT, "-s", "3", "-d", "cpu", "--out", str(finished)]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
+    assert "cell" in process.stderr.readline()  # the kernel is at work
+    process.send_signal(how)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
+    assert [line for line in said.splitlines() if ": cell " not in line] == [line for line in said.splitlines() if "interrupted" in line] != []
     assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    assert not [p for p in finished.iterdir() if p.name.startswith(".srcnn-")]
+    assert not list(finished.glob(".work/srcnn/*.made"))
 
 
 def test_out_that_cannot_be_written(tmp_path):
@@ -155,10 +157,55 @@ def test_disk_full_leaves_the_old_run(finished, monkeypatch, tmp_path):
 
     monkeypatch.setattr(nb_tools, "_execute", executed)
     monkeypatch.setattr(nb_tools, "write_card", full)
+    run = lambda: nb_tools.run_notebook(paperlib.paper("srcnn"), "smoke", 3, "cpu", {"steps": 4, "batch_size": 2, "widths": (4, 2)}, out)
     with pytest.raises(OSError, match="No space left"):
-        nb_tools.run_notebook(paperlib.paper("srcnn"), seed=3, device="cpu", out=out)
+        run()
+    monkeypatch.undo()
+    monkeypatch.setattr(nb_tools, "_execute", executed)
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: full() if str(a).endswith(".made") else rename(a, b))
+    with pytest.raises(OSError, match="No space left"):
+        run()
     assert {p.name: p.read_bytes() for p in (out / "srcnn" / folder.name).rglob("*") if p.is_file()} == before
-    assert sorted(p.name for p in out.iterdir()) == [".work", "srcnn"]
+    assert [p.name for p in (out / "srcnn").iterdir()] == [folder.name]
+    assert not list(out.glob(".work/srcnn/*.made"))
+    monkeypatch.setattr(os, "rename", rename)
+    assert run()[1] == out / "srcnn" / folder.name
+
+
+def test_a_second_equal_run_waits_for_nobody(finished, tmp_path):
+    name = "smoke-cpu-s3-batch_size=2-steps=4-widths=4,2"
+    with nb_tools._locked(tmp_path / ".work" / "srcnn" / f"{name}.lock"):
+        one_line(call("run", "srcnn", *SHORT, "-s", "3", "-d", "cpu", "--out", str(tmp_path)), 1, "another run of", name)
+
+
+@pytest.mark.parametrize("value", ["/x", "../../up", "a b", "数据", "x" * 300])
+def test_an_override_never_becomes_a_path(value):
+    name = registry.run_name("smoke", "cpu", 0, {"data": value})
+    assert Path(name).name == name and len(name) < 160
+    assert registry.run_name("smoke", "cpu", 0, {"data": value + "y"}) != name
+
+
+def test_a_folder_without_our_stamp_is_never_emptied(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    with nb_tools._work(tmp_path, "abc"):
+        pass
+    with nb_tools._work(tmp_path, "abc"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"cells": []}', '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}',
+                                     '{"cells": [{"cell_type": "code", "source": "x = (", "metadata": {"tags": ["parameters"]}, "outputs": [],'
+                                     ' "execution_count": null}], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}'])
+def test_odd_notebooks_are_judged_or_refused_in_a_line(tmp_path, content):
+    path = tmp_path / "superres" / "odd.ipynb"
+    path.parent.mkdir()
+    path.write_text(content)
+    done = call("check", str(path))
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 1
+    assert "odd.ipynb" in done.stdout + done.stderr
 
 
 def test_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path):
@@ -217,7 +264,7 @@ def test_report_check_sees_a_changed_result(copy):
 
 
 def test_new_paper_exports_runs_and_names_what_is_left(copy):
-    done = call("new", "demo", "-f", "superres", "-t", "A demo", "--title-zh", "演示", cwd=copy)
+    done = call("new", "demo", "-f", "superres", "-t", 'A "demo"\\', "--title-zh", '演"示"', cwd=copy)
     assert done.returncode == 0, done.stderr
     exporter = Path(sys.executable).with_name("nbdev_export")
     subprocess.run([exporter], cwd=copy, check=True, capture_output=True)

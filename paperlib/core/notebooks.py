@@ -37,10 +37,15 @@ __all__ = ['QUIET', 'Progress', 'Found', 'RULES', 'SECTIONS', 'PARAMETERS', 'rea
 # %% ../../nbs/core/notebooks.ipynb #io
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """Return a notebook; a file that is none is a ValueError that names it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no notebook: {str(error).splitlines()[0][:80]}") from error
+        nb = nbformat.read(path, as_version=4)
+        for i, cell in enumerate(nb.cells):
+            cell.setdefault("id", f"cell-{i}")  # written before notebooks had ids
+    except Exception as error:  # nbformat raises whatever the file's content leads to
+        raise ValueError(f"{path} is no notebook: {(str(error).splitlines() or [type(error).__name__])[0][:80]}") from error
+    return nb
 
 
 def write_notebook(nb: nbformat.NotebookNode, path: Path) -> None:
@@ -54,6 +59,11 @@ def source_digest(nb: nbformat.NotebookNode) -> str:
     """Return a short hash of all code in a notebook: outputs are fresh when they were made from just this."""
     code = "\0".join(c.source for c in nb.cells if c.cell_type == "code")
     return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def _shown(nb: nbformat.NotebookNode) -> int:
+    """Count the outputs of a notebook."""
+    return sum(len(c.outputs) for c in nb.cells if c.cell_type == "code")
 
 
 def _tidy(nb: nbformat.NotebookNode) -> None:
@@ -172,14 +182,14 @@ def publish(made: Path, final: Path) -> None:
     """Put a finished folder in its final place; if that fails, what stood there comes back."""
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.old")
-    if aside.exists() and final.exists():
-        shutil.rmtree(aside)
-    if final.exists():
-        os.rename(final, aside)
+    if aside.exists():  # a process was killed between the two renames
+        shutil.rmtree(aside) if final.exists() else os.rename(aside, final)
     try:
+        if final.exists():
+            os.rename(final, aside)
         os.rename(made, final)
     except BaseException:
-        if aside.exists():
+        if aside.exists() and not final.exists():
             os.rename(aside, final)
         raise
     shutil.rmtree(aside, ignore_errors=True)
@@ -201,17 +211,33 @@ def notebook_of(record: Paper) -> Path:
     return root / "nbs" / record.family / f"{record.slug}.ipynb"
 
 
-def _code_digest() -> str:
-    """Return a short hash of the library's code."""
-    files = sorted(package_dir().rglob("*.py"))
+def _code_digest(notebook: Path) -> str:
+    """Return a short hash of the library's code and of the notebook to be executed."""
+    files = [*sorted(package_dir().rglob("*.py")), notebook]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 @contextmanager
-def _work(folder: Path):
+def _locked(path: Path):
+    """Hold a lock file for one run of a name; a second one at the same time is an error. The system frees it however we end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows has no flock: there, two equal runs at once are the user's to avoid
+        except BlockingIOError as error:
+            raise OSError(f"another run of {path.stem} is under way") from error
+        yield
+
+
+@contextmanager
+def _work(folder: Path, code: str):
     """Point the kernel at a folder for checkpoints and weights; one that other code has left is emptied first."""
-    stamp = folder / f"code-{_code_digest()}"
-    if folder.exists() and not stamp.exists():
+    stamp = folder / f"code-{code}"
+    if any(folder.glob("code-*")) and not stamp.exists():  # only what carries a stamp of ours
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stamp.touch()
@@ -222,10 +248,11 @@ def _work(folder: Path):
     finally:
         os.environ.pop("PAPERLIB_WORK") if previous is None else os.environ.update(PAPERLIB_WORK=previous)
 
-
-def _execute(source: Path, target: Path, parameters: dict, kept: Path, progress: Progress | None) -> None:
-    """Execute a notebook through papermill; if a cell raises, keep the half-run notebook under ``kept``."""
+# %% ../../nbs/core/notebooks.ipynb #execute
+def _execute(source: Path, target: Path, parameters: dict, progress: Progress | None) -> None:
+    """Execute a notebook through papermill."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     try:
@@ -233,10 +260,22 @@ def _execute(source: Path, target: Path, parameters: dict, kept: Path, progress:
             papermill.execute_notebook(str(source), str(target), parameters, engine_name=engine, progress_bar=False,
                                        cwd=str(source.parent), kernel_name="python3")
     except PapermillExecutionError as error:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(target, kept)
-        failed = RunFailed(f"cell {error.exec_count}: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}")
-        failed.notebook = kept
+        raise RunFailed(f"cell {error.exec_count}: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}") from error
+    except DeadKernelError as error:
+        raise RunFailed("a cell in which the kernel died: out of memory, or a crash in compiled code") from error
+
+
+@contextmanager
+def _keeping(target: Path, kept: Path):
+    """If what follows fails, keep the notebook as far as it came, and say where."""
+    try:
+        yield
+    except (RunFailed, ValueError) as error:
+        failed = error if isinstance(error, RunFailed) else RunFailed(f"the page: {error}")
+        if target.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(target, kept)
+            failed.notebook = kept
         raise failed from error
 
 # %% ../../nbs/core/notebooks.ipynb #run-notebook
@@ -265,34 +304,38 @@ def run_notebook(record: Paper, preset: str = "smoke", seed: int = 0, device: st
     out = Path(out) if out is not None else checkout() / "out"
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in (overrides or {}).items()}
     name = run_name(preset, device, seed, plain)
-    out.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{record.slug}-", dir=out))
-    try:
-        with _work(out / ".work" / record.slug / name) as work:
-            target = made / f"{record.slug}.ipynb"
-            parameters = {"preset": preset, "seed": seed, "device": device, "overrides": plain}
-            _execute(source, target, parameters, out / record.slug / f"{name}.failed.ipynb", progress)
-            nb = read_notebook(target)
-            _tidy(nb)
-            run = find_run(nb)
-            write_notebook(nb, target)
-            write_card(run, made)
-            with atomic_write(made / f"{record.slug}.html") as temporary:
-                Path(temporary).write_text(to_html(nb, f"{record.title} ({run.name})"), encoding="utf-8")
-            if (work / "weights").is_dir():
-                shutil.copytree(work / "weights", made / "weights")
-        final = out / record.slug / run.name
-        publish(made, final)
-        shutil.rmtree(work, ignore_errors=True)
-        return run, final
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    work, made = out / ".work" / record.slug / name, out / ".work" / record.slug / f"{name}.made"
+    target, kept = made / f"{record.slug}.ipynb", out / record.slug / f"{name}.failed.ipynb"
+    with _locked(work.with_name(f"{name}.lock")):
+        shutil.rmtree(made, ignore_errors=True)  # left by a process that was killed
+        made.mkdir(parents=True)
+        try:
+            with _keeping(target, kept), _work(work, _code_digest(source)):
+                _execute(source, target, {"preset": preset, "seed": seed, "device": device, "overrides": plain}, progress)
+                nb = read_notebook(target)
+                _tidy(nb)
+                run = find_run(nb)
+                write_notebook(nb, target)
+                write_card(run, made)
+                with atomic_write(made / f"{record.slug}.html") as temporary:
+                    Path(temporary).write_text(to_html(nb, f"{record.title} ({run.name})"), encoding="utf-8")
+                if (work / "weights").is_dir():
+                    shutil.copytree(work / "weights", made / "weights")
+            final = out / record.slug / run.name
+            publish(made, final)
+            shutil.rmtree(work, ignore_errors=True)
+            kept.unlink(missing_ok=True)
+            return run, final
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def record_run(run: Run, folder: Path) -> Path:
     """Keep a finished run under ``results/``: its card and its figures."""
     final = results_dir() / run.slug / run.name
-    made = Path(tempfile.mkdtemp(prefix=".record-", dir=results_dir()))
+    made = final.with_name(f".{run.name}.new")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
     try:
         for name in ("run.json", *(f"{figure}.png" for figure in run.figures)):
             shutil.copy(folder / name, made)
@@ -302,12 +345,20 @@ def record_run(run: Run, folder: Path) -> Path:
     return final
 
 # %% ../../nbs/core/notebooks.ipynb #keep-weights
-def keep_weights(folder: Path) -> list[Path]:
-    """Copy the weights of a finished run to ``data/weights`` with a card made from the run; return the files."""
+def keep_weights(folder: Path, replace: bool = False) -> list[Path]:
+    """Copy the weights of a finished run to ``data/weights`` with a card made from the run; return the files.
+
+    A run from code that no commit holds, and weights of a name that exists (unless ``replace``), are a ValueError.
+    """
     from paperlib.core.data import data_path
     from paperlib.core.training import load_weights, save_weights
 
-    run = Run.from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8")) | {"figures": {}})
+    try:
+        run = Run.from_dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, NotADirectoryError) as error:
+        raise ValueError(f"{folder} is not the folder of a finished run: {error}") from error
+    if run.dirty:
+        raise ValueError(f"{folder.name} was run from code that no commit holds; commit and run it again")
     record = paper(run.slug)
     kept = []
     for file in sorted((folder / "weights").glob("*.safetensors")):
@@ -315,6 +366,8 @@ def keep_weights(folder: Path) -> list[Path]:
         about |= {"paper": run.slug, "name": file.stem, "run": run.name, "command": run.command, "commit": run.commit, "data": run.values["data"],
                   "metrics": run.metrics, "licence": about.get("licence", "Apache-2.0"), "parameters": sum(t.numel() for t in state.values())}
         kept.append(data_path("weights") / f"{record.slug}_{file.stem}.safetensors")
+        if kept[-1].exists() and not replace:
+            raise ValueError(f"weights {file.stem} of {record.slug} exist; say --replace to put these in their place")
         save_weights(state, kept[-1], about)
     if not kept:
         raise FileNotFoundError(f"{folder.name} holds no weights: the run of {run.slug} saved none")
@@ -324,12 +377,14 @@ def keep_weights(folder: Path) -> list[Path]:
 def refresh(path: Path) -> None:
     """Execute a notebook in place with its default parameters and note what code its outputs come from."""
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     nb = read_notebook(path)
     try:
         NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=False, extra_arguments=QUIET,
                        resources={"metadata": {"path": str(path.parent)}}).execute()
+    except DeadKernelError as error:
+        raise RunFailed(f"{path.name}: the kernel died: out of memory, or a crash in compiled code") from error
     except CellExecutionError as error:
         cell = next(c.id for c in nb.cells if any(o.output_type == "error" for o in c.get("outputs", [])))
         raise RunFailed(f"{path.name}, cell {cell}: {error.ename}: {error.evalue}") from error
@@ -340,7 +395,7 @@ def refresh(path: Path) -> None:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = None
-    nb.metadata["paperlib"] = {"executed": source_digest(nb)}
+    nb.metadata["paperlib"] = {"executed": source_digest(nb), "outputs": _shown(nb)}
     nb.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
     nb.metadata["language_info"] = {"name": "python"}
     write_notebook(nb, path)
@@ -567,10 +622,11 @@ def _texts(cell) -> Iterable[str]:
 @rule("paper", "core", "guide")
 def no_machine(page: Page) -> Found:
     """No path of a machine in code or output."""
+    mine = [str(p) for p in (checkout(), Path.home()) if p is not None and len(p.parts) > 2]
     for cell in page.cells:
         for text in _texts(cell):
-            if m := _PATHS.search(text):
-                yield cell.id, f"path of a machine: {m[0]}"
+            if found := next((m for m in mine if m in text), None) or ((m := _PATHS.search(text)) and m[0]):
+                yield cell.id, f"path of a machine: {found}"
                 break
 
 
@@ -579,7 +635,7 @@ def outputs(page: Page) -> Found:
     """Outputs are there, without an error, and come from the code as it stands."""
     if not page.code:
         return
-    if page.nb.metadata.get("paperlib", {}).get("executed") != source_digest(page.nb):
+    if page.nb.metadata.get("paperlib") != {"executed": source_digest(page.nb), "outputs": _shown(page.nb)}:
         yield "", f"the outputs are not those of this code; run: paperlib check --refresh {page.path.name}"
     for cell in page.code:
         if any(o.output_type == "error" for o in cell.outputs) and "raises-exception" not in cell.metadata.get("tags", []):
@@ -649,34 +705,36 @@ def exploration(page: Page) -> Found:
 
 @rule("paper", "guide")
 def unfinished(page: Page) -> Found:
-    """Nothing is left of the skeleton's prompts."""
+    """Nothing is left of the skeleton's prompts, nor any other mark of unfinished work."""
     for cell in page.cells:
-        if "\u270e" in cell.source:
-            yield cell.id, "still to be written: " + cell.source[cell.source.index("\u270e") :].splitlines()[0][:60]
+        if mark := re.search(r"(?:\u270e|\b(?:TBD|TODO|FIXME)\b).{0,60}", cell.source):
+            yield cell.id, f"still to be written: {mark[0]}"
 
 # %% ../../nbs/core/notebooks.ipynb #rules-notes
 def read_points(path: Path) -> dict[str, str]:
     """Return id -> beginning of each numbered point; the file is tab-separated with a header id, kind, lines, begins."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     if not lines or lines[0].split("\t")[:1] != ["id"]:
         raise ValueError(f"{path}: expected a tab-separated file whose header begins with 'id'")
     return {row[0]: row[-1] for row in (line.split("\t") for line in lines[1:]) if row[0]}
 
 
-def check_notes(page: Page, points: dict[str, str]) -> list[Problem]:
-    """Return the numbered points of this paper's notes that no cell holds, and cells that hold more than six."""
+def check_notes(page: Page, points: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Return (cell, rule, message) for each numbered point of this paper's notes that no cell holds, and each cell with over six."""
     held: dict[str, list[str]] = {}
     for cell in page.cells:
         for tag in cell.metadata.get("tags", []):
             if tag.startswith("note:"):
                 held.setdefault(tag[5:], []).append(cell.id)
     mine = {k: v for k, v in points.items() if k.split(".")[0] == page.path.stem}
-    found = [Problem(str(page.path.name), "", "notes", f"no cell holds {k}: {v[:50]}") for k, v in mine.items() if k not in held]
-    found += [Problem(page.path.name, cells[0], "notes", f"there is no point {k}") for k, cells in held.items() if k not in points]
+    found = [("", "notes", f"no cell holds {k}: {v[:50]}") for k, v in mine.items() if k not in held]
+    found += [(cells[0], "notes", f"there is no point {k}") for k, cells in held.items() if k not in points]
     for cell in page.cells:
         n = sum(tag.startswith("note:") for tag in cell.metadata.get("tags", []))
         if n > 6:
-            found.append(Problem(page.path.name, cell.id, "notes", f"holds {n} points; at most six"))
+            found.append((cell.id, "notes", f"holds {n} points; at most six"))
     return found
 
 # %% ../../nbs/core/notebooks.ipynb #check-all
@@ -688,13 +746,18 @@ def kind_of(path: Path) -> str:
 
 def check_notebook(path: Path, points: dict[str, str] | None = None) -> list[Problem]:
     """Return every problem of one notebook; ``points`` adds the reader's notes."""
-    page = Page(path, read_notebook(path), kind_of(path))
     name = f"{path.resolve().parent.name}/{path.name}"
+    page = Page(path, read_notebook(path), kind_of(path))
+    if not page.cells:
+        return [Problem(name, "", "title", "the notebook has no cells")]
     found = []
     for label, (kinds, fn) in RULES.items():
         if page.kind in kinds:
-            found += [Problem(name, cell, label, message) for cell, message in fn(page)]
-    return found + (check_notes(page, points) if points is not None and page.kind == "paper" else [])
+            try:
+                found += [Problem(name, cell, label, message) for cell, message in fn(page)]
+            except Exception as error:  # an odd page must not end the check of the others
+                found.append(Problem(name, "", label, f"cannot be judged: {type(error).__name__}: {error}"))
+    return found + ([Problem(name, *p) for p in check_notes(page, points)] if points is not None and page.kind == "paper" else [])
 
 
 def check_exports(root: Path) -> list[Problem]:
@@ -706,17 +769,24 @@ def check_exports(root: Path) -> list[Problem]:
         copy = Path(folder)
         for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md", "nbs", "paperlib"):
             (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, copy / name)
+        for module in (copy / "paperlib").glob("*/*.py"):  # what no notebook exports any more must not survive in the copy
+            if module.name != "__init__.py":
+                module.unlink()
         done = subprocess.run([str(exporter)], cwd=copy, capture_output=True, text=True, check=False)
         if done.returncode:
-            return [Problem("nbs", "", "exports", f"nbdev_export failed: {done.stderr.strip().splitlines()[-1]}")]
-        pairs = [(f, root / f.relative_to(copy)) for f in sorted((copy / "paperlib").rglob("*.py"))]
-        stale = [b for a, b in pairs if not b.exists() or a.read_bytes() != b.read_bytes()]
-    return [Problem(str(b.relative_to(root)), "", "exports", "differs from its notebook; run: nbdev_export") for b in stale]
+            return [Problem("nbs", "", "exports", f"nbdev_export failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")]
+        names = {f.relative_to(base) for base in (copy, root) for f in (base / "paperlib").rglob("*.py")}
+        read = lambda path: path.read_bytes() if path.is_file() else None
+        stale = sorted(str(n) for n in names if read(copy / n) != read(root / n))
+    return [Problem(name, "", "exports", "differs from its notebook, or has none; run: nbdev_export") for name in stale]
 
 
 def notebooks(root: Path) -> list[Path]:
     """Return every notebook of the checkout."""
-    return sorted(p for p in (root / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.parts))
+    found = [p for p in (root / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)]
+    if not found:
+        raise FileNotFoundError(f"no notebook below {root / 'nbs'}")
+    return sorted(found)
 
 # %% ../../nbs/core/notebooks.ipynb #skeleton-paper
 _PAPER_CELL = '''#| export
@@ -726,7 +796,7 @@ class {Name}Preset(Preset):
 
 
 PAPER = Paper(  # \u270e the facts of the paper: nowhere else are they typed again
-    slug="{slug}", family="{family}", title="{title}", title_zh="{title_zh}", authors=("\u270e",), year={year}, venue="\u270e", url="\u270e",
+    slug="{slug}", family="{family}", title={title}, title_zh={title_zh}, authors=("\u270e",), year={year}, venue="\u270e", url="\u270e",
     official_code="\u270e", licence="\u270e", model="\u270e",
     presets={{name: {Name}Preset(data="embedded photos", time="a few seconds on two CPU cores", memory="0.5 GB", hardware="CPU")
              for name in ("smoke", "small", "paper")}},
@@ -749,7 +819,7 @@ def experiment(preset: {Name}Preset, seed: int, device: torch.device) -> dict:
 def new_notebook(slug: str, family: str, title: str, title_zh: str, year: int) -> nbformat.NotebookNode:
     """Return the skeleton of a paper's notebook: every structural part in place, what is to be written marked with a pencil."""
     name = "".join(part.capitalize() for part in re.split(r"[_\W]+", slug))
-    fill = {"Name": name, "slug": slug, "family": family, "title": title.replace('"', "'"), "title_zh": title_zh, "year": year}
+    fill = {"Name": name, "slug": slug, "family": family, "title": json.dumps(title), "title_zh": json.dumps(title_zh, ensure_ascii=False), "year": year}
     md = lambda id, text: nbformat.v4.new_markdown_cell(text, id=id)
     code = lambda id, text, *tags: nbformat.v4.new_code_cell(text, id=id, metadata={"tags": list(tags)} if tags else {})
     cells = [

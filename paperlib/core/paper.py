@@ -18,6 +18,8 @@ import math
 import operator
 import os
 import platform
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -30,10 +32,10 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['DESCRIPTIVE', 'PRESETS', 'RUN_MIME', 'VERDICTS', 'TABLE_MIME', 'Preset', 'unknown', 'override', 'Claim',
-           'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'run_name',
-           'RunFailed', 'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table', 'claims_table',
-           'run_table', 'scoreboard', 'card', 'ablation_table', 'samples_table', 'build_table', 'reproduce',
-           'weights_list', 'load']
+           'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'value_text',
+           'run_name', 'RunFailed', 'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table',
+           'claims_table', 'run_table', 'scoreboard', 'card', 'ablation_table', 'samples_table', 'build_table',
+           'reproduce', 'weights_list', 'load']
 
 # %% ../../nbs/core/paper.ipynb #preset
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +68,23 @@ def _is(value, kind) -> bool:
         return isinstance(value, tuple) and (variadic or len(value) == len(args)) and all(
             _is(v, args[0] if variadic else a) for v, a in zip(value, args if not variadic else args[:1] * len(value)))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
 def _read(text: str, kind):
-    """Read text as a field's type: 3, 1e-4, true, 9-5-5 or 9,5,5 for a tuple, none, or a bare word."""
+    """Read text as a field's type: 3, 1e-4, true, none, 9,5,5 for a tuple, or a bare word."""
     if kind is str:
         return text
+    if typing.get_origin(kind) is tuple:
+        return tuple(_read(t.strip(), typing.get_args(kind)[0]) for t in text.strip("()[] ").split(",") if t.strip())
     if text.lower() in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[text.lower()]
-    if "," in text:
-        return tuple(_read(t.strip(), None) for t in text.strip("()[] ").split(",") if t.strip())
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 
@@ -108,7 +110,8 @@ def override(preset: Preset, overrides: dict[str, object]) -> Preset:
         got = tuple(got) if isinstance(got, list) else got
         if not _is(got, kinds[key]):
             want = getattr(kinds[key], "__name__", None) if not typing.get_args(kinds[key]) else str(kinds[key])
-            raise ValueError(f"{key}={value!r}: expected {want}, got {type(got).__name__}")
+            shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
+            raise ValueError(f"{key}={shown}: expected {want}, got {type(got).__name__}")
         changed[key] = float(got) if kinds[key] is float else got
     return dataclasses.replace(preset, **changed)
 
@@ -147,6 +150,26 @@ class Claim:
             raise ValueError(f"claim {self.id!r} has neither `ours` nor `trend`: nothing could test it")
         if (self.paper is None) != (self.tolerance is None):
             raise ValueError(f"claim {self.id!r}: `paper` and `tolerance` go together")
+
+    def validate(self, preset: Preset) -> None:
+        """Raise ValueError where an expression cannot be read, names no metric, or overrides a field that the preset has not."""
+        for text in filter(None, (self.ours, self.trend)):
+            named: list[str] = []
+
+            def look(name: str, overrides: dict, named: list[str] = named) -> float:
+                override(preset, overrides)
+                named.append(name)
+                return 1.0
+
+            try:
+                value = evaluate(text, look)
+            except ZeroDivisionError:
+                value = 1.0  # with 1 for every metric; a run may say otherwise
+            except (SyntaxError, TypeError, ValueError) as error:
+                raise ValueError(f"claim {self.id!r}: {text!r}: {error}") from error
+            if not named or (text == self.trend) != isinstance(value, bool):
+                kind = "an inequality" if text == self.trend else "a number"
+                raise ValueError(f"claim {self.id!r}: expected {kind} between metrics, got {text!r}")
 
 # %% ../../nbs/core/paper.ipynb #evaluate
 class NotMeasured(LookupError):
@@ -217,6 +240,8 @@ class Paper:
         ids = [c.id for c in self.claims]
         if len(set(ids)) < len(ids):
             raise ValueError(f"{self.slug}: claim ids are not unique: {ids}")
+        for claim in self.claims:
+            claim.validate(self.presets["small"])
 
     @property
     def module(self) -> types.ModuleType:
@@ -260,8 +285,11 @@ def papers() -> tuple[Paper, ...]:
         if cell is not None:
             space = {"dataclass": dataclass, "field": field, **{n: globals()[n] for n in ("Paper", "Claim", "Preset")}}
             space["__name__"] = __name__  # where dataclasses and type hints look names up
-            exec(compile("from __future__ import annotations\n" + cell, str(file), "exec"), space)
-            found.append(space["PAPER"])
+            try:
+                exec(compile("from __future__ import annotations\n" + cell, str(file), "exec"), space)
+                found.append(space["PAPER"])
+            except Exception as error:  # whatever is wrong with a page that somebody is writing, the command says where
+                raise ValueError(f"{file.parent.name}/{file.name}, cell 'paper': {type(error).__name__}: {error}") from error
     return tuple(sorted(found, key=lambda p: (p.family, p.year, p.slug)))
 
 
@@ -271,6 +299,20 @@ def paper(slug: str) -> Paper:
     if slug not in by_slug:
         raise unknown("paper", slug, by_slug)
     return by_slug[slug]
+
+# %% ../../nbs/core/paper.ipynb #require-card
+def _require_card(plain: object, fields: tuple[dataclasses.Field, ...]) -> None:
+    """Raise ValueError where plain data is no run card, and say what is wrong."""
+    if not isinstance(plain, dict):
+        raise ValueError("not a run card")
+    missing = {f.name for f in fields if f.default is dataclasses.MISSING and f.name != "figures"} - {*plain}
+    if missing:
+        raise ValueError(f"not a run card: {', '.join(sorted(missing))} missing")
+    dicts = ("overrides", "values", "metrics", "samples", "versions")
+    if plain["preset"] not in PRESETS or not all(isinstance(plain[k], dict) for k in dicts):
+        raise ValueError(f"not a run card: preset {plain['preset']!r}, or one of {', '.join(dicts)} is no dict")
+    if bad := [k for k, v in plain["metrics"].items() if not _is(v, float)]:
+        raise ValueError(f"not a run card: {bad[0]} is not a finite number")
 
 # %% ../../nbs/core/paper.ipynb #run-class
 RUN_MIME = "application/vnd.paperlib.run+json"
@@ -301,6 +343,7 @@ class Run:
     commit: str | None
     dirty: bool | None  # tracked code differed from the commit
     command: str
+    resumed: bool = False  # went on from a checkpoint: seconds are those since then
     figures: dict[str, bytes] = field(default_factory=dict)  # name -> PNG
 
     @property
@@ -317,10 +360,8 @@ class Run:
     @classmethod
     def from_dict(cls, plain: dict) -> Run:
         """Return the run that `to_dict` wrote; figures come back only if they were included."""
-        missing = {f.name for f in dataclasses.fields(cls)} - {*plain}
-        if missing:
-            raise ValueError(f"not a run card: {', '.join(sorted(missing))} missing")
-        figures = plain["figures"]
+        _require_card(plain, dataclasses.fields(cls))
+        figures = plain.get("figures", {})
         decoded = {k: base64.b64decode(v) for k, v in figures.items()} if isinstance(figures, dict) else {}
         tuples = {k: {a: _tuples(b) for a, b in plain[k].items()} for k in ("overrides", "values")}
         return cls(**(plain | tuples | {"figures": decoded}))
@@ -329,11 +370,17 @@ class Run:
         table = run_table(self)
         return {"text/plain": table.text(), "text/html": table.html(), RUN_MIME: self.to_dict(figures=True)}
 
+# %% ../../nbs/core/paper.ipynb #run-name
+def value_text(value: object) -> str:
+    """Return an override's value as the command line takes it: 9,5,5 for a tuple, with a comma left for a tuple of one."""
+    return ",".join(map(str, value)) + "," * (len(value) == 1) if isinstance(value, (list, tuple)) else str(value)
+
 
 def run_name(preset: str, device: str, seed: int, overrides: dict) -> str:
     """Return the folder name of a run: ``small-cpu-s0`` or ``small-cpu-s0-filters=9,5,5-steps=4000``."""
-    text = lambda v: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
-    return "-".join([preset, device, f"s{seed}", *(f"{k}={text(v)}" for k, v in sorted(overrides.items()))])
+    name = "-".join([preset, device, f"s{seed}", *(f"{k}={value_text(v)}" for k, v in sorted(overrides.items()))])
+    safe = re.sub(r"[^\w.,=+-]", "_", name)  # one path component, whatever an override holds
+    return safe if safe == name and len(name) <= 150 else f"{safe[:130]}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 # %% ../../nbs/core/paper.ipynb #run-failed
 class RunFailed(RuntimeError):
@@ -413,6 +460,11 @@ def perform(paper: Paper, experiment: typing.Callable, preset: str = "smoke", se
 
     device = resolve_device(device)
     changed = {k: getattr(values, k) for k in overrides or {}}
+    commit, status = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "--", "paperlib", "nbs", "data", "settings.ini")
+    work = os.environ.get("PAPERLIB_WORK")
+    resumed = bool(work and any(Path(work).glob("*.pt")))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(seed)
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
     result = dict(experiment(values, seed, device))
@@ -423,19 +475,18 @@ def perform(paper: Paper, experiment: typing.Callable, preset: str = "smoke", se
     if bad := [k for k, v in metrics.items() if not math.isfinite(v)]:
         raise ValueError(f"{paper.slug}: not a finite number: {', '.join(bad)}")
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else _peak_memory_gb()
-    status = _git("status", "--porcelain", "--untracked-files=no", "--", "paperlib", "data", "settings.ini")
     return Run(
         slug=paper.slug, preset=preset, seed=seed, device=device.type, overrides=changed, values=dataclasses.asdict(values),
         metrics=metrics, samples=samples, started=started, seconds=round(seconds, 2), peak_memory_gb=round(memory, 2),
         hardware=_hardware(device), versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        commit=_git("rev-parse", "--short=12", "HEAD"), dirty=None if status is None else bool(status),
-        command=command(paper.slug, preset, seed, device.type, changed), figures=figures)
+        commit=commit, dirty=None if status is None else bool(status), command=command(paper.slug, preset, seed, device.type, changed),
+        resumed=resumed, figures=figures)
 
 
 def command(slug: str, preset: str, seed: int, device: str, overrides: dict) -> str:
     """Return the command line that repeats a run."""
-    text = lambda v: ",".join(map(str, v)) if isinstance(v, tuple) else str(v)
-    return " ".join(["paperlib run", slug, f"-p {preset} -s {seed} -d {device}", *(f"-o {k}={text(v)}" for k, v in sorted(overrides.items()))])
+    changed = (f"-o {shlex.quote(f'{k}={value_text(v)}')}" for k, v in sorted(overrides.items()))
+    return " ".join(["paperlib run", slug, f"-p {preset} -s {seed} -d {device}", *changed])
 
 # %% ../../nbs/core/paper.ipynb #judge
 VERDICTS = ("reproduced", "trend", "not reproduced", "not run")
@@ -471,26 +522,30 @@ def _lookup(runs: list[Run], seed: int, used: set[str]) -> typing.Callable[[str,
 def judge(claim: Claim, runs: typing.Iterable[Run]) -> Judgement:
     """Return the verdict on a claim from recorded runs.
 
-    The runs of one preset on one device decide together, ``paper`` before ``small`` before ``smoke``. `reproduced`
-    needs the mean over seeds within the tolerance of the paper's value; `trend` needs the inequality at every seed.
+    The runs of one preset on one device decide together: ``paper`` before ``small`` before ``smoke``, then more seeds
+    before fewer. `reproduced` needs every seed within the tolerance of the paper's value and is never given to a smoke
+    run; `trend` needs the inequality at every seed.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.preset, run.device), []).append(run)
-    order = sorted(groups, key=lambda g: (-PRESETS.index(g[0]), g[1] != "cuda"))
+    order = sorted(groups, key=lambda g: (-PRESETS.index(g[0]), -len({r.seed for r in groups[g]}), g[1] != "cuda"))
     for preset, device in order:
         values, trends, used = [], [], set()
         for seed in sorted({r.seed for r in groups[preset, device]}):
-            look = _lookup(groups[preset, device], seed, used)
+            mine: set[str] = set()
+            look = _lookup(groups[preset, device], seed, mine)
             try:
                 both = [evaluate(e, look) if e else None for e in (claim.ours, claim.trend)]
-            except NotMeasured:
+            except (NotMeasured, ZeroDivisionError):
                 continue
             values.append(both[0]), trends.append(both[1])
+            used |= mine
         if not values:
             continue
         ours = statistics.fmean(values) if claim.ours else None
-        near = claim.paper is not None and ours is not None and abs(ours - claim.paper) <= claim.tolerance + 1e-9
+        near = claim.paper is not None and claim.ours != "" and preset != "smoke" and False not in trends and all(
+            abs(v - claim.paper) <= claim.tolerance + 1e-9 for v in values)
         verdict = "reproduced" if near else "trend" if claim.trend and all(trends) else "not reproduced"
         spread = statistics.stdev(values) if claim.ours and len(values) > 1 else None
         holds = sum(map(bool, trends)) if claim.trend else None
@@ -509,12 +564,14 @@ def results_dir() -> Path:
 
 def recorded(slug: str, folder: Path | None = None) -> list[Run]:
     """Return the recorded runs of a paper, by name; a card that cannot be read is a ValueError that names it."""
+    if folder is None and checkout() is None and "PAPERLIB_RESULTS" not in os.environ:
+        return []  # an installed package comes without recorded runs
     found = []
-    for file in sorted(((folder or results_dir()) / slug).glob("*/run.json")):
+    for file in sorted(((folder or results_dir()) / slug).glob("[!.]*/run.json")):
         label = "/".join(file.parts[-3:])
         try:
             run = Run.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"results/{label} cannot be read: {error}") from error
         if run.slug != slug or run.name != file.parent.name:
             raise ValueError(f"results/{label} holds the run {run.slug}/{run.name}: a card belongs in the folder of its name")
@@ -645,7 +702,6 @@ def ablation_table(slug: str, metrics: tuple[str, ...] = ("psnr",)) -> Table:
     for run in recorded(slug):
         if run.overrides and any(m in run.metrics for m in metrics):
             groups.setdefault((run.preset, run.device, tuple(sorted(run.overrides.items()))), []).append(run)
-    text = lambda v: ",".join(map(str, v)) if isinstance(v, tuple) else str(v)
     rows = []
     for (preset, device, changed), runs in sorted(groups.items(), key=str):
         cells = []
@@ -653,7 +709,7 @@ def ablation_table(slug: str, metrics: tuple[str, ...] = ("psnr",)) -> Table:
             values = [r.metrics[metric] for r in runs if metric in r.metrics]
             cells.append(_spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None) if values else "")
         took = statistics.fmean(r.seconds for r in runs)
-        rows.append((preset, device, " ".join(f"{k}={text(v)}" for k, v in changed), *cells, str(len(runs)), f"{took:.0f} s"))
+        rows.append((preset, device, " ".join(f"{k}={value_text(v)}" for k, v in changed), *cells, str(len(runs)), f"{took:.0f} s"))
     source = ("ablations", f"{slug}:{','.join(metrics)}")
     return Table(("preset", "device", "changed", *metrics, "seeds", "each took"), tuple(rows), "", source)
 
@@ -663,6 +719,8 @@ def samples_table(slug: str, name: str, metrics: tuple[str, ...]) -> Table:
     runs = {run.name: run for run in recorded(slug)}
     if name not in runs:
         raise unknown(f"recorded run of {slug}", name, runs)
+    if missing := [m for m in metrics if m not in runs[name].samples]:
+        raise unknown(f"metric per picture in {name}", missing[0], runs[name].samples)
     columns = [runs[name].samples[m] for m in metrics]
     rows = [(picture, *(_number(c[picture]) for c in columns)) for picture in columns[0]]
     rows.append(("mean", *(_number(statistics.fmean(c.values())) for c in columns)))

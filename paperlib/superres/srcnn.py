@@ -10,29 +10,37 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..core.data import dataset
 from ..core.images import imresize, modcrop, patches, quantize, rgb_to_y, rgb_to_ycbcr, tiled, to_uint8, ycbcr_to_rgb
 from ..core.metrics import psnr_rgb_crop, psnr_y_crop, ssim_y_crop
-from ..core.paper import Claim, Paper, Preset, perform
+from ..core.paper import Claim, Paper, Preset
 from ..core.training import Batches, fit, save_weights
 
 # %% auto #0
-__all__ = ['PAPER', 'luma', 'degrade', 'SRCNN', 'read_mat', 'half_squared_error', 'training_pairs', 'optimizer_of', 'restore',
-           'upscale', 'score', 'SRCNNPreset', 'test_pictures', 'authors_experiment', 'experiment']
+__all__ = ['PAPER', 'require_picture', 'luma', 'degrade', 'SRCNN', 'read_mat', 'half_squared_error', 'training_pairs',
+           'optimizer_of', 'restore', 'upscale', 'score', 'SRCNNPreset', 'test_pictures', 'authors_experiment',
+           'experiment']
 
 # %% ../../nbs/superres/srcnn.ipynb #degrade
+def require_picture(picture: np.ndarray) -> None:
+    """Raise ValueError unless a picture is (H, W) grey or (H, W, 3) RGB, uint8, with at least one pixel."""
+    shape, dtype = getattr(picture, "shape", None), getattr(picture, "dtype", type(picture).__name__)
+    if dtype != np.uint8 or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 3) or 0 in shape:
+        raise ValueError(f"expected a picture (H, W) or (H, W, 3) uint8, got {shape} {dtype}")
+
+
 def luma(picture: np.ndarray) -> Tensor:
     """Return the luma of an 8-bit picture (H, W[, 3]) as (1, 1, H, W) float64 in [0, 1], rounded to 8 bits as MATLAB does."""
+    require_picture(picture)
     y = picture if picture.ndim == 2 else rgb_to_y(picture)
     return quantize(torch.from_numpy(np.asarray(y, dtype=np.float64) / 255))[None, None]
 
@@ -55,7 +63,7 @@ class SRCNN(nn.Module):
     Raises
     ------
     ValueError
-        An even or non-positive kernel side, or an unknown padding.
+        An even or non-positive kernel side, other than two widths, other than 1 or 3 channels, or an unknown padding.
 
     References
     ----------
@@ -67,6 +75,8 @@ class SRCNN(nn.Module):
         super().__init__()
         if len(filters) != 3 or any(f < 1 or f % 2 == 0 for f in filters):
             raise ValueError(f"filters={filters}: expected three odd sides, such as (9, 1, 5)")
+        if len(widths) != 2 or min(widths) < 1 or channels not in (1, 3):
+            raise ValueError(f"widths={widths}, channels={channels}: expected two widths >= 1 and 1 or 3 channels")
         if padding not in ("replicate", "zeros"):
             raise ValueError(f"padding={padding!r}: expected 'replicate' or 'zeros'")
         self.filters, self.widths, self.channels, self.padding = tuple(filters), tuple(widths), channels, padding
@@ -173,9 +183,17 @@ def training_pairs(pictures: Iterable[tuple[str, np.ndarray]], scale: int, size:
     Returns
     -------
     (N, c, size, size) and (N, c, size - 2 margin, size - 2 margin), float32 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        No picture large enough, a picture that is not 8-bit grey or RGB, or a margin that leaves nothing.
     """
+    if channels not in (1, 3) or not 0 <= 2 * margin < size:
+        raise ValueError(f"channels={channels}, margin={margin}: expected 1 or 3 channels and a margin under half of {size}")
     low, high = [], []
     for _, picture in pictures:
+        require_picture(picture)
         if channels == 3 and picture.ndim == 2:
             continue
         x = luma(picture) if channels == 1 else torch.from_numpy(picture / 255.0).movedim(-1, 0)[None]
@@ -210,8 +228,10 @@ def optimizer_of(model: SRCNN, preset: SRCNNPreset) -> tuple[torch.optim.Optimiz
 @torch.inference_mode()
 def restore(model: SRCNN, low: Tensor) -> Tensor:
     """Return the network's picture on the 8-bit grid: float in [0, 1], on the CPU, in float64, from (B, c, H, W) interpolated."""
-    device = next(model.parameters()).device
-    return quantize(model.eval()(low.to(device, torch.float32)).double().cpu())
+    device, training = next(model.parameters()).device, model.training
+    restored = quantize(model.eval()(low.to(device, torch.float32)).double().cpu())
+    model.train(training)
+    return restored
 
 
 def upscale(picture: np.ndarray, model: SRCNN, scale: int, tile: int = 256, out: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
@@ -235,10 +255,9 @@ def upscale(picture: np.ndarray, model: SRCNN, scale: int, tile: int = 256, out:
     ValueError
         Not an 8-bit grey or RGB picture, a factor that is not a whole number >= 1, or a network for colour.
     """
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3) or 0 in picture.shape:
-        raise ValueError(f"expected (H, W) or (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
-    if scale != int(scale) or scale < 1:
-        raise ValueError(f"scale={scale}: expected a whole factor >= 1")
+    require_picture(picture)
+    if not isinstance(scale, Integral) or isinstance(scale, bool) or scale < 1:
+        raise ValueError(f"scale={scale!r}: expected a whole factor >= 1")
     if model.channels != 1:
         raise ValueError(f"expected a network for luma, got one for {model.channels} channels")
 
@@ -298,6 +317,11 @@ class SRCNNPreset(Preset):
     optimizer: str = "adam"  # adam with a cosine, or sgd with initial weights and rates of the authors' files
     lr: float = 1e-3
 
+    def __post_init__(self):
+        for field_name in ("scale", "pictures", "steps", "batch_size", "lr"):
+            if not getattr(self, field_name) > 0:
+                raise ValueError(f"{field_name}={getattr(self, field_name)}: expected a value above 0")
+
 PAPER = Paper(
     slug="srcnn", family="superres", title="Image Super-Resolution Using Deep Convolutional Networks", title_zh="用深度卷积网络做图像超分辨",
     authors=("Chao Dong", "Chen Change Loy", "Kaiming He", "Xiaoou Tang"), year=2015, venue="TPAMI", url="https://arxiv.org/abs/1501.00092",
@@ -350,13 +374,13 @@ def test_pictures(name: str, scale: int):
     return dataset(name, split="test") if name == "photos" else dataset(name, scale=scale)
 
 
-def authors_experiment(preset: SRCNNPreset) -> dict:
+def authors_experiment(preset: SRCNNPreset, device: torch.device) -> dict:
     """Return the metrics of the authors' own weights on the preset's test sets; nothing is trained."""
     result: dict = {}
     for weights, path in dataset("srcnn_weights").items():
         layers, _, factor = weights.split("_")
         label, scale = f"authors_{layers.replace('-', '')}_{factor}", int(factor[1:])
-        model = SRCNN.from_official(path)
+        model = SRCNN.from_official(path).to(device)
         for test in preset.tests:
             for metric, values in score(model, test_pictures(test, scale), scale).items():
                 kind, _, bicubic = metric.partition("_bicubic")
@@ -370,7 +394,7 @@ def authors_experiment(preset: SRCNNPreset) -> dict:
 def experiment(preset: SRCNNPreset, seed: int, device: torch.device) -> dict:
     """Train as the preset says and measure on its test sets; with ``data="authors"`` measure the authors' weights instead."""
     if preset.data == "authors":
-        return authors_experiment(preset)
+        return authors_experiment(preset, device)
     if preset.data not in ("photos", "t91"):
         raise ValueError(f"data={preset.data!r}: expected 'photos', 't91' or 'authors'")
     pictures = dataset("photos", split="train") if preset.data == "photos" else dataset("t91")
@@ -386,5 +410,6 @@ def experiment(preset: SRCNNPreset, seed: int, device: torch.device) -> dict:
     window = max(1, len(history.loss) // 20)
     result |= {"loss_first": float(np.mean(history.loss[:window])), "loss_last": float(np.mean(history.loss[-window:])), "patches": len(pairs[0])}
     name = "".join(map(str, preset.filters)) + f"_x{preset.scale}"
+    name += "_rgb" * (preset.channels == 3) + ("_{}_{}".format(*preset.widths) if preset.widths != (64, 32) else "")
     save_weights(model, name, {"model": "SRCNN", "config": {"filters": preset.filters, "widths": preset.widths, "channels": preset.channels}})
     return result
