@@ -630,16 +630,17 @@ class Table:
 
 # %% ../../nbs/core/paper.ipynb #claims-table
 def _number(x: float | None, digits: int = 4) -> str:
-    """Print a number at four significant digits or so: 32.39, 0.9033, 1.2e-05."""
+    """Print a number at two digits from 1 upwards and at ``digits`` below it: 32.39, 0.9033, 1.2e-05."""
     if x is None:
         return ""
-    return f"{x:.2f}" if abs(x) >= 1 else f"{x:.{digits}f}" if abs(x) >= 1e-3 or x == 0 else f"{x:.1e}"
+    return f"{x:.2f}" if abs(x) >= 1 else f"{x:.{digits}f}" if abs(x) >= 10**-digits or x == 0 else f"{x:.1e}"
 
 
-def _spread(mean: float | None, spread: float | None) -> str:
-    """Print a mean with its spread at the mean's own number of digits: 32.39 ± 0.01."""
-    digits = len(_number(mean).partition(".")[2]) if "e" not in _number(mean) else 4
-    return _number(mean) + (f" ± {spread:.{digits}f}" if spread is not None else "")
+def _spread(mean: float | None, spread: float | None, metric: str = "") -> str:
+    """Print a mean with its spread at the mean's own number of digits, decibels at two: 32.39 ± 0.01."""
+    shown = _number(mean, 2 if metric.startswith("psnr") else 4)
+    digits = len(shown.partition(".")[2]) if "e" not in shown else 4
+    return shown + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def _basis(claim: Claim, j: Judgement) -> str:
@@ -658,7 +659,7 @@ def claims_table(paper: Paper, runs: list[Run] | None = None) -> Table:
         j = judge(claim, runs)
         how = f"{j.preset}, {j.device}, {j.seeds} seed{'s' * (j.seeds != 1)}, {j.commit}" if j.seeds else ""
         text = claim.text + (f" [{claim.caveat}]" if claim.caveat else "")
-        rows.append((claim.id, text, claim.where, f"{claim.metric}, {claim.dataset}", _number(claim.paper), _spread(j.ours, j.spread), _basis(claim, j), how, j.verdict))
+        rows.append((claim.id, text, claim.where, f"{claim.metric}, {claim.dataset}", _number(claim.paper), _spread(j.ours, j.spread, claim.metric), _basis(claim, j), how, j.verdict))
     columns = ("claim", "statement", "where", "protocol, data", "paper", "ours", "judged by", "run", "verdict")
     return Table(columns, tuple(rows), "", source)
 
@@ -679,7 +680,7 @@ def scoreboard() -> Table:
         head = p.claims[0]
         j = judge(head, runs)
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
-        rows.append((p.family, p.slug, f"{p.title} ({p.venue} {p.year})", head.text, _number(head.paper), _spread(j.ours, j.spread), j.verdict, counts))
+        rows.append((p.family, p.slug, f"{p.title} ({p.venue} {p.year})", head.text, _number(head.paper), _spread(j.ours, j.spread, head.metric), j.verdict, counts))
     columns = ("family", "paper", "title", "headline claim", "paper's", "ours", "verdict", "all claims")
     return Table(columns, tuple(rows), "", ("scoreboard", ""))
 
