@@ -51,7 +51,7 @@ def ratios(rounds: int) -> dict[str, float]:
     assert np.array_equal(upscale(photo, model, 3), upscale(photo, model, 3, tile=10**6))
     tiles = interleave({"ours": lambda: upscale(photo, model, 3), "peer": lambda: upscale(photo, model, 3, tile=10**6)}, max(2, rounds // 3))
     paired = lambda t: statistics.median(p / o for p, o in zip(t["peer"], t["ours"]))
-    return {"255 x 255: patch pipeline / convolution": paired(net), "600 x 600 to x3: one piece / tiles of 256": paired(tiles)}
+    return {"255 x 255: patch pipeline / convolution": paired(net), "600 x 600 to x3: one piece / tiles": paired(tiles)}
 
 
 def large_picture(side: int) -> dict[str, float]:
