@@ -402,7 +402,7 @@ def fail(error: BaseException | str, code: int) -> NoReturn:
 def main() -> None:
     """Run the command line: exit code 0 done, 1 the run failed, 2 the call was wrong."""
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger's remark about frozen modules helps nobody here
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill cleans up as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     try:
         app(standalone_mode=True)
     except FileNotFoundError as error:

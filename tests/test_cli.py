@@ -128,7 +128,8 @@ def test_interrupt_keeps_what_was_there(finished, how):
     (folder,) = [p for p in (finished / "srcnn").iterdir() if p.is_dir()]
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     words = [sys.executable, "-m", "paperlib", "run", "srcnn", *SHORT, "-s", "3", "-d", "cpu", "--out", str(finished)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with SIGINT ignored, CI among them
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert "cell" in process.stderr.readline()  # the kernel is at work
     process.send_signal(how)
     _, said = process.communicate(timeout=60)

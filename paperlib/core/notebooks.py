@@ -77,7 +77,7 @@ def _tidy(nb: nbformat.NotebookNode) -> None:
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr" and "\r" in o.text)]
 
 # %% ../../nbs/core/notebooks.ipynb #engine
-QUIET = ["--IPKernelApp.log_level=40"]  # without the kernel's remark about its transport, at each start
+QUIET = ["--IPKernelApp.log_level=50"]  # without its remark about transport at each start, and its complaint at an interrupt
 Progress = Callable[[int, int, str], None]  # cell, cells, last line of the kernel's progress
 
 
