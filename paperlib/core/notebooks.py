@@ -260,7 +260,7 @@ def _execute(source: Path, target: Path, parameters: dict, progress: Progress | 
             papermill.execute_notebook(str(source), str(target), parameters, engine_name=engine, progress_bar=False,
                                        cwd=str(source.parent), kernel_name="python3")
     except PapermillExecutionError as error:
-        raise RunFailed(f"cell {error.exec_count}: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}") from error
+        raise RunFailed(f"cell {error.exec_count}: {error.ename}: {' '.join(error.evalue.split())[:900]}") from error
     except DeadKernelError as error:
         raise RunFailed("a cell in which the kernel died: out of memory, or a crash in compiled code") from error
 
