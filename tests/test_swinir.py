@@ -1,0 +1,198 @@
+"""SwinIR against the official implementation's numbers, in every released configuration, at any size, and with input that should be refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from paperlib.core.layers import WindowAttention
+from paperlib.superres.swinir import VARIANTS, SwinIR, own_config, restore_tiled
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TINY = dict(img_size=16, depths=[2, 2], embed_dim=12, num_heads=[2, 2], window_size=4, mlp_ratio=2)
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    """The official code's weights, input, outputs and gradient norms of a small lightweight network."""
+    path = shared / "golden" / "swinir__lightweight_x2.npz"
+    with np.load(path) as z:
+        arrays = {k: torch.from_numpy(z[k]) for k in z.files}
+    state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+    return state, arrays, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "pieces", "sdpa", "explicit"])
+def test_golden_outputs(golden, kernel):
+    state, arrays, card = golden
+    model, seen = SwinIR.from_official(state, **card["config"]["model"]), []
+    for module in model.modules():
+        if isinstance(module, WindowAttention):
+            module.kernel = kernel
+    model.conv_after_body.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        y = model(arrays["input.x"])
+    assert (y - arrays["output.y"]).abs().max() < card["suggested_atol"]["y"]
+    assert (seen[0] - arrays["output.deep_features"]).abs().max() < card["suggested_atol"]["deep_features"]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "explicit"])
+def test_golden_gradients(golden, kernel):
+    state, arrays, card = golden
+    model = SwinIR.from_official(state, **card["config"]["model"]).double()
+    for module in model.modules():
+        if isinstance(module, WindowAttention):
+            module.kernel = kernel
+    (0.5 * model(arrays["input.x"].double()).square().mean()).backward()
+    norms = {k: p.grad.norm().item() for k, p in model.named_parameters()}
+    assert norms.keys() == card["grad"]["l2_norm"].keys()
+    assert norms == pytest.approx(card["grad"]["l2_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"params": s}, lambda s: {"params_ema": s}, lambda s: {"params": {}, "params_ema": s}],
+                         ids=["bare", "params", "params_ema", "both"])
+def test_every_wrapper_of_a_released_file(golden, wrap):
+    state, arrays, card = golden
+    model = SwinIR.from_official(wrap(state), **card["config"]["model"])
+    again = model.to_official()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[k], v) for k, v in state.items())
+    assert not model.training
+
+
+def test_masks_of_another_training_size_are_made_anew(golden):
+    state, arrays, card = golden
+    foreign = {k: torch.full((9, 16, 16), 7.0) if k.endswith("attn_mask") else v for k, v in state.items()}
+    y = [SwinIR.from_official(s, **card["config"]["model"])(arrays["input.x"]) for s in (state, foreign)]
+    assert torch.equal(*y)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_and_keys_of_the_released_models(name):
+    config, parameters, keys = VARIANTS[name]
+    with torch.device("meta"):
+        model = SwinIR(**own_config(config))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(model.to_official()) == keys
+
+
+def formula_weights(model):
+    """Weights that the reference sheet's vectors were made with: a sine for each parameter in the order of names, norm weights around 1."""
+    with torch.no_grad():
+        for i, (key, p) in enumerate(sorted(model.double().named_parameters())):
+            p.copy_((0.05 * torch.sin(0.37 * torch.arange(p.numel(), dtype=torch.float64) + i)).view_as(p) + ("norm" in key and key.endswith("weight")))
+    return model.eval()
+
+
+@pytest.mark.parametrize("config, shape, parameters, mean, std, first, last", [
+    (TINY | dict(upscale=2, upsampler="pixelshuffledirect"), (3, 10, 13), 11_144, .4271962326, .4193624708, .2895062221, .5373752826),
+    (TINY | dict(upscale=3, upsampler="pixelshuffle", num_heads=[3, 3]), (3, 16, 16), 351_091, .4937660131, .2309241649, .1178871230, .6806796717),
+    (TINY | dict(img_size=8, depths=[2], embed_dim=16, num_heads=[4], upscale=4, upsampler="nearest+conv", resi_connection="3conv"), (3, 8, 12), 129_531,
+     .4164750306, .0046472982, .4164082406, .4164711750),
+    (TINY | dict(img_size=14, window_size=7, in_chans=1, img_range=255.0, upscale=1, upsampler=""), (1, 15, 20), 10_689, .3591052347, .3533097102,
+     .4292582722, .8581334023),
+    (VARIANTS["lightweight_x2"].config, (3, 16, 16), 910_152, .4277633412, .1081386178, .5032524427, .3592426042),
+], ids=["direct", "pixelshuffle", "nearest", "grey", "lightweight"])
+def test_vectors_of_the_official_class(config, shape, parameters, mean, std, first, last):
+    """Each up-sampler, sizes that have to be padded, and the released lightweight configuration, in float64."""
+    model = formula_weights(SwinIR(**own_config(config)))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    x = (0.5 + 0.5 * torch.sin(0.11 * torch.arange(np.prod(shape), dtype=torch.float64))).view(1, *shape)
+    with torch.no_grad():
+        y = model(x)
+    assert [v.item() for v in (y.mean(), y.std(), y.flatten()[0], y.flatten()[-1])] == pytest.approx([mean, std, first, last], abs=2e-8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (5, 17), (8, 8), (12, 7)])
+@pytest.mark.parametrize("upsampler, scale", [("pixelshuffle", 3), ("pixelshuffledirect", 2), ("nearest+conv", 2), ("nearest+conv", 4), ("", 1)])
+def test_any_size(size, upsampler, scale):
+    model = SwinIR(scale, 1, (2,), 8, (2,), 4, upsampler=upsampler, ape=True, img_size=8).eval()
+    y = model(torch.rand(2, 1, *size))
+    assert y.shape == (2, 1, size[0] * scale, size[1] * scale) and y.isfinite().all()
+
+
+def test_training_patches_of_one_window_switch_the_shift_off():
+    official = TINY | dict(img_size=4, upscale=2, upsampler="pixelshuffledirect")
+    model = SwinIR(**own_config(official))
+    assert all(layer.shift == 0 for block in model.layers for layer in block.residual_group["blocks"])
+    assert not any("attn_mask" in k for k in model.to_official())
+
+
+def test_the_kept_table_follows_the_weights(golden):
+    state, arrays, card = golden
+    model, x = SwinIR.from_official(state, **card["config"]["model"]), arrays["input.x"]
+    with torch.no_grad():
+        before = model(x)
+        for key, p in model.named_parameters():
+            if "bias_table" in key:
+                p.neg_()
+        after, fresh = model(x), SwinIR.from_official(model.to_official(), **card["config"]["model"])(x)
+    assert not torch.allclose(before, after) and torch.equal(after, fresh)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s.pop("conv_first.weight"), "1 missing (conv_first.weight)"),
+    (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected (extra)"),
+    (lambda s: s.update({"conv_first.bias": torch.zeros(3)}), "conv_first.bias (3,) for (24,)"),
+])
+def test_weights_that_do_not_fit_are_named(golden, change, message):
+    state, _, card = golden
+    state = dict(state)
+    change(state)
+    with pytest.raises(ValueError) as error:
+        SwinIR.from_official(state, **card["config"]["model"])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(scale=3, upsampler="nearest+conv"), "scale=3"), (dict(upsampler="bilinear"), "upsampler='bilinear'"), (dict(depths=(2, 2)), "depths=(2, 2)"),
+    (dict(resi_connection="2conv"), "resi_connection='2conv'"), (dict(channels=2), "channels=2"), (dict(embed_dim=9), "embed_dim=9"),
+    (dict(scale=2, upsampler=""), "scale=2"),
+])
+def test_wrong_configurations_are_refused(change, message):
+    with pytest.raises(ValueError) as error:
+        SwinIR(**(dict(depths=(2,), num_heads=(2,), embed_dim=8) | change))
+    assert message in str(error.value)
+
+
+def test_unknown_official_argument_is_refused():
+    with pytest.raises(ValueError, match="no argument windowsize"):
+        SwinIR.from_official({}, windowsize=8)
+
+
+@pytest.mark.parametrize("size, tile, overlap", [((40, 56), 16, 8), ((33, 70), 24, 8), ((64, 20), 16, 4), ((9, 9), 16, 8), ((50, 50), 16, 0)])
+def test_tiles_of_a_network_that_sees_one_window_are_exact(size, tile, overlap):
+    """Without shift and with 1 x 1 convolutions a token sees its window alone, so blended tiles have to equal the whole picture."""
+    torch.manual_seed(0)
+    model = SwinIR(2, 3, (2,), 8, (2,), 4, shift=False, resi_connection="1x1", stem_size=1).eval()
+    model.conv_after_body = torch.nn.Conv2d(8, 8, 1)
+    model.upsample[0] = torch.nn.Conv2d(8, 12, 1)
+    x = torch.rand(2, 3, *size)
+    assert torch.allclose(model.restore(x, tile, overlap), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("tile, overlap", [(18, 8), (16, 6), (16, 12), (0, 0), (16, -4)])
+def test_wrong_tiles_are_refused(tile, overlap):
+    model = SwinIR(2, 3, (2,), 8, (2,), 4)
+    with pytest.raises(ValueError, match=f"tile={tile}, overlap={overlap}"):
+        restore_tiled(model, torch.rand(1, 3, 32, 32), tile, overlap)
+
+
+def test_restore_leaves_the_mode_alone():
+    model = SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.5).train()
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(model.restore(x), model.restore(x)) and model.training
+
+
+@GPU
+def test_bf16_is_finite_for_the_classical_model():
+    torch.manual_seed(0)
+    model = SwinIR(**own_config(VARIANTS["classical_x2"].config)).eval().cuda()
+    x = torch.rand(1, 3, 48, 48, device="cuda")
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cuda", torch.bfloat16):
+            half = model(x)
+    assert half.isfinite().all()
+    assert (half - exact).norm() / exact.norm() < 0.02
