@@ -4,6 +4,8 @@
 
 # %% ../../nbs/core/layers.ipynb #imports
 from __future__ import annotations
+import math
+import threading
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,7 @@ def window_reverse(windows: Tensor, size: int, height: int, width: int) -> Tenso
 
 # %% ../../nbs/core/layers.ipynb #index
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def relative_position_index(size: int) -> Tensor:
     """Return which row of the table of displacements belongs to each pair of tokens: (M * M, M * M) int64, shared, not to be written to."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
@@ -56,6 +59,7 @@ MASKED = -100.0                                       # exp(-100) is 4e-44: noth
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)
 def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
     """Return what is added to the scores of rolled windows: (N, M * M, M * M), 0 between tokens of one piece, -100 between pieces; shared, not to be written to.
 
@@ -84,6 +88,7 @@ def window_attention_explicit(qkv: Tensor, bias: Tensor, num_heads: int, size: i
 
 # %% ../../nbs/core/layers.ipynb #kinds
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def window_kinds(rows: int, columns: int, size: int, shift: int, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
     """Return the distinct masks of a rolled map of ``rows`` x ``columns`` windows, and which of them each window has; shared, not to be written to.
 
@@ -128,6 +133,19 @@ def _to_map(windows: Tensor, shape: tuple[int, ...], parts: int, heads: int, siz
     return out
 
 # %% ../../nbs/core/layers.ipynb #function
+_buffers = threading.local()                          # a thread's scratch, made once: fresh memory has to be mapped page by page
+
+
+def _scratch(like: Tensor, *shape: int) -> Tensor:
+    """Return memory of this thread, of at least SCRATCH bytes, that the next call overwrites."""
+    key, size = (like.dtype, like.device), math.prod(shape)
+    kept = _buffers.__dict__.setdefault("kept", {})
+    if key not in kept or kept[key].numel() < size:
+        with torch.inference_mode(False):             # or training could not write to it after an inference
+            kept[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+    return kept[key][:size].view(shape)
+
+
 class _PiecewiseAttention(torch.autograd.Function):
     """softmax(c Q K^T + T) V over windows, a few windows at a time, forward and backward."""
 
@@ -142,7 +160,7 @@ class _PiecewiseAttention(torch.autograd.Function):
         blocks = _to_windows(qkv, 3, heads, size)
         out, n = torch.empty_like(blocks[0]), size * size
         step = max(1, SCRATCH // (heads * n * n * qkv.element_size()))
-        scratch = qkv.new_empty(min(step, len(out)), heads, n, n)
+        scratch = _scratch(qkv, min(step, len(out)), heads, n, n)
         for a in range(0, len(out), step):
             q, k, v, o = (t[a : a + step].flatten(0, 1) for t in (*blocks, out))
             p = _PiecewiseAttention.probabilities(q, k, folded, kind[a : a + step], scale, scratch)
@@ -158,7 +176,7 @@ class _PiecewiseAttention(torch.autograd.Function):
         heads, size, scale, step, shape = ctx.settings
         grads, into = _to_windows(grad, 1, heads, size)[0], torch.empty_like(blocks)
         d_folded, n = torch.zeros_like(folded), size * size
-        scratch = grad.new_empty(2, min(step, len(grads)), heads, n, n)
+        scratch = _scratch(grad, 2, min(step, len(grads)), heads, n, n)
         for a in range(0, len(grads), step):
             q, k, v, dq, dk, dv, g = (t[a : a + step].flatten(0, 1) for t in (*blocks, *into, grads))
             p = _PiecewiseAttention.probabilities(q, k, folded, kind[a : a + step], scale, scratch[0])
@@ -258,7 +276,7 @@ class WindowAttention(nn.Module):
         """Return bias and mask of each kind of window, and the kind of each window."""
         masks, kind = window_kinds(rows, columns, self.window_size, shift, self.qkv.weight.device)
         table = self.relative_position_bias_table
-        if torch.is_grad_enabled() or table is None:
+        if torch.is_grad_enabled() or table is None or table.is_inference():
             return fold(self.bias(), masks), kind
         state = (table.data_ptr(), table._version, table.dtype, table.device, shift)
         if self._kept is None or self._kept[0] != state:
