@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import paperlib
-from paperlib.superres import srcnn
+from paperlib.superres import srcnn, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -28,6 +28,9 @@ class Case:
 CASES = {
     "srcnn": Case(lambda: srcnn.SRCNN((9, 3, 5), (8, 4)), lambda: (torch.rand(4, 1, 33, 33), torch.rand(4, 1, 19, 19)), srcnn.half_squared_error,
                   {"steps": 3, "batch_size": 2, "widths": (4, 2)}),
+    "swinir": Case(lambda: swinir.SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.0), lambda: (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)),
+                   lambda model, batch: swinir.charbonnier(model(batch[0]), batch[1]),
+                   {"steps": 3, "batch_size": 2, "patch": 16, "depths": (2,), "embed_dim": 4, "heads": 1, "window_size": 4}),
 }
 SLUGS = [p.slug for p in paperlib.papers()]
 

@@ -6,8 +6,28 @@ import numpy as np
 import pytest
 import torch
 
+from paperlib.core import layers
+from paperlib.core.data import dataset
+from paperlib.core.images import imresize, quantize
 from paperlib.core.layers import WindowAttention
-from paperlib.superres.swinir import VARIANTS, SwinIR, own_config, restore_tiled
+from paperlib.core.metrics import psnr_b, psnr_y_crop, ssim_y_crop
+from paperlib.core.training import fit
+from paperlib.superres.swinir import (
+    PAPER,
+    VARIANTS,
+    Adversarial,
+    Crops,
+    SwinIR,
+    UNetDiscriminator,
+    add_noise,
+    as_tensor,
+    augment,
+    experiment,
+    jpeg,
+    own_config,
+    restore_tiled,
+    score,
+)
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TINY = dict(img_size=16, depths=[2, 2], embed_dim=12, num_heads=[2, 2], window_size=4, mlp_ratio=2)
@@ -183,6 +203,113 @@ def test_restore_leaves_the_mode_alone():
     model = SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.5).train()
     x = torch.rand(1, 3, 16, 16)
     assert torch.equal(model.restore(x), model.restore(x)) and model.training
+
+
+def test_training_after_inference_mode(golden):
+    """Scratch memory and tables that inference made first must serve training."""
+    state, arrays, card = golden
+    layers._buffers.__dict__.clear()
+    for cached in (layers.window_kinds, layers.shift_mask, layers.relative_position_index):
+        cached.cache_clear()
+    model = SwinIR.from_official(state, **card["config"]["model"])
+    with torch.inference_mode():
+        expected = model(arrays["input.x"])
+    y = model(arrays["input.x"])
+    y.square().mean().backward()
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("quality, psnr, ssim, blocks", [(10, 27.82, .7595, 25.21), (20, 30.12, .8344, 27.50), (30, 31.48, .8666, 28.94), (40, 32.43, .8849, 29.92)])
+def test_jpeg_baseline_of_classic5(shared, quality, psnr, ssim, blocks):
+    """The printed row of the compressed pictures themselves, digit for digit."""
+    rows = []
+    for _, picture in dataset("classic5", path=shared / "data" / "restoration_testsets" / "classic5"):
+        pair = as_tensor(jpeg(picture, quality)), as_tensor(picture)
+        rows.append([psnr_y_crop(*pair, 0).item(), ssim_y_crop(*pair, 0).item(), psnr_b(*pair).item()])
+    means = np.mean(rows, 0)
+    assert [round(means[0], 2), round(means[1], 4), round(means[2], 2)] == [psnr, ssim, blocks]
+
+
+@pytest.mark.parametrize("sigma, psnr", [(15, 24.638), (25, 20.201), (50, 14.181)])
+def test_noisy_baseline_of_set12(shared, sigma, psnr):
+    pictures = dataset("set12", path=shared / "data" / "restoration_testsets" / "Set12")
+    values = [psnr_y_crop(as_tensor(add_noise(p, sigma)), as_tensor(p), 0).item() for _, p in pictures]
+    assert round(float(np.mean(values)), 3) == psnr
+
+
+@pytest.mark.parametrize("name, scale, psnr", [("set5", 2, 33.64), ("set5", 3, 30.39), ("set5", 4, 28.42)])
+def test_bicubic_row_of_the_rgb_pipeline(shared, monkeypatch, name, scale, psnr):
+    """The published row has rounded luma; float luma, as SwinIR's code has it, may add up to .03 dB."""
+    monkeypatch.setenv("PAPERLIB_DATA", str(shared / "data"))
+    nothing = SwinIR(scale, 3, (1,), 4, (1,), 4).eval()
+    found = score(nothing, dataset(name, scale=scale), "sr", scale)
+    assert -0.005 < np.mean(list(found["psnr_bicubic"].values())) - psnr < 0.035
+
+
+def test_a_grey_picture_is_scored_as_its_own_luma():
+    grey = dataset("photos", split="test")["camera"][:64, :64]
+    model = SwinIR(2, 3, (1,), 4, (1,), 4).eval()
+    found = score(model, [("camera", grey)], "sr", 2)
+    low = imresize(grey, 0.5)
+    with torch.no_grad():
+        y = quantize(model(as_tensor(np.repeat(low[..., None], 3, 2)).float()).double())
+    assert found["psnr"]["camera"] == pytest.approx(psnr_y_crop(y.mean(1, keepdim=True), as_tensor(grey), 2).item(), abs=1e-6)
+    assert found["psnr_bicubic"]["camera"] == psnr_y_crop(as_tensor(imresize(low, 2)), as_tensor(grey), 2).item()
+
+
+def test_noise_of_a_batch_depends_on_seed_and_step_alone():
+    batch = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    draws = [augment(25.0)(batch, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert draws[0].std().item() == pytest.approx(25 / 255, rel=0.2)
+
+
+def test_adversarial_training_resumes_exactly(tmp_path):
+    """Killed after two of four steps and started again, network and discriminator end where an undisturbed training ends."""
+    torch.manual_seed(0)
+    photo = dataset("photos", split="test")["chelsea"][:64, :64]
+    crops = Crops([("photo", photo)], "sr", 2, 3, 16)
+    low, high = (torch.stack([crops[i][k] for i in range(len(crops))]).float() / 255 for k in (0, 1))
+    batches = lambda step, rank=0, world=1: (low[step % 4][None], high[step % 4][None])
+
+    def training(steps_before_kill=None):
+        torch.manual_seed(1)
+        model, rival = SwinIR(2, 3, (2,), 4, (1,), 4), Adversarial(UNetDiscriminator(3, 4))
+
+        class Kill:
+            def on_step(self, model, optimizer, done):
+                if done == steps_before_kill:
+                    raise KeyboardInterrupt
+
+        hooks = (rival, Kill())
+        fit(model, batches, rival, torch.optim.Adam(model.parameters(), lr=1e-3), 4, device="cpu", hooks=hooks, progress=False,
+            checkpoint=tmp_path / ("a.pt" if steps_before_kill != 0 else "b.pt"), checkpoint_every=1)
+        return [*model.state_dict().values(), *rival.discriminator.state_dict().values()]
+
+    with pytest.raises(KeyboardInterrupt):
+        training(3)
+    resumed, straight = training(), training(0)
+    assert all(torch.equal(a, b) for a, b in zip(resumed, straight))
+
+
+def test_tasks_have_their_own_networks_and_scores(monkeypatch, shared):
+    monkeypatch.setenv("PAPERLIB_DATA", str(shared / "data"))
+    small = dict(data="photos", tests=("photos",), steps=1, batch_size=1, patch=16, depths=(1,), embed_dim=4, heads=1, window_size=8, channels=1)
+    for task, level, metrics in (("denoise", 25.0, {"psnr", "psnr_input"}), ("jpeg", 10.0, {"psnr", "psnr_b", "ssim", "psnr_b_input"})):
+        found = experiment(PAPER.preset("smoke", small | {"task": task, "level": level, "loss": "charbonnier"}), 0, torch.device("cpu"))
+        assert metrics <= found.keys()
+
+
+@pytest.mark.parametrize("change, message", [({"loss": "l2"}, "loss='l2'"), ({"schedule": "step"}, "schedule='step'")])
+def test_unknown_words_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(PAPER.preset("smoke", change), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", [{"task": "deblur"}, {"level": 0.0}, {"steps": 0}])
+def test_wrong_presets_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        PAPER.preset("smoke", change)
 
 
 @GPU
