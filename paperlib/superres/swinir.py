@@ -406,11 +406,11 @@ def _tiles(n: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _blend(n: int, spans: list[tuple[int, int]], overlap: int) -> list[Tensor]:
-    """Return each tile's weights along an axis: 0 over a quarter of the overlap at an inner rim, then rising to 1 over half of it; they sum to 1 everywhere."""
-    at, raw, rim = torch.arange(n) + 0.5, [], overlap / 4
+    """Return each tile's weights along an axis: 0 over 3/8 of the overlap at an inner rim, then rising to 1 over a quarter of it; they sum to 1 everywhere."""
+    at, raw, rim = torch.arange(n) + 0.5, [], overlap * 3 / 8
     for a, b in spans:
-        rise = (at - a - rim) / max(2 * rim, 1) if a > 0 else torch.ones(n)
-        fall = (b - rim - at) / max(2 * rim, 1) if b < n else torch.ones(n)
+        rise = (at - a - rim) / max(overlap / 4, 1) if a > 0 else torch.ones(n)
+        fall = (b - rim - at) / max(overlap / 4, 1) if b < n else torch.ones(n)
         raw.append(torch.minimum(rise, fall).clamp(0, 1))
     total = torch.stack(raw).sum(0)
     return [(w / total)[a:b] for w, (a, b) in zip(raw, spans)]
@@ -439,7 +439,7 @@ def restore_tiled(model: SwinIR, x: Tensor, tile: int | None = None, overlap: in
     Notes
     -----
     Tiles begin on the grid of windows of the whole picture, so a tile differs from the whole only by the context that it lacks near its rim.
-    There its weight is 0 for a quarter of the overlap, then rises linearly; weights sum to 1 at every pixel. Memory: the result, the
+    There its weight is 0 for 3/8 of the overlap, then rises linearly; weights sum to 1 at every pixel. Memory: the result, the
     padded input, and what the network needs for tile x tile pixels.
     """
     from tqdm import tqdm
