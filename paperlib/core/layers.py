@@ -109,6 +109,19 @@ SCRATCH = 3 << 19                                     # bytes of scores made at 
 LANES = 16                                            # floats in a vector register of AVX-512; two registers of AVX2
 
 
+_buffers = threading.local()                          # a thread's scratch, made once: fresh memory has to be mapped page by page
+
+
+def _scratch(like: Tensor, *shape: int) -> Tensor:
+    """Return memory of this thread, of at least SCRATCH bytes, that the next call overwrites."""
+    key, size = (like.dtype, like.device), math.prod(shape)
+    kept = _buffers.__dict__.setdefault("kept", {})
+    if key not in kept or kept[key].numel() < size:
+        with torch.inference_mode(False):             # or training could not write to it after an inference
+            kept[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+    return kept[key][:size].view(shape)
+
+
 def _split(x: Tensor, parts: int, heads: int, size: int) -> Tensor:
     """View (B, H, W, parts * h * d) as (parts, B, rows, columns, h, M, M, d)."""
     B, H, W, C = x.shape
@@ -133,19 +146,6 @@ def _to_map(windows: Tensor, shape: tuple[int, ...], parts: int, heads: int, siz
     return out
 
 # %% ../../nbs/core/layers.ipynb #function
-_buffers = threading.local()                          # a thread's scratch, made once: fresh memory has to be mapped page by page
-
-
-def _scratch(like: Tensor, *shape: int) -> Tensor:
-    """Return memory of this thread, of at least SCRATCH bytes, that the next call overwrites."""
-    key, size = (like.dtype, like.device), math.prod(shape)
-    kept = _buffers.__dict__.setdefault("kept", {})
-    if key not in kept or kept[key].numel() < size:
-        with torch.inference_mode(False):             # or training could not write to it after an inference
-            kept[key] = torch.empty(size, dtype=like.dtype, device=like.device)
-    return kept[key][:size].view(shape)
-
-
 class _PiecewiseAttention(torch.autograd.Function):
     """softmax(c Q K^T + T) V over windows, a few windows at a time, forward and backward."""
 
