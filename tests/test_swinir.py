@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import paperlib
 from paperlib.core import layers
 from paperlib.core.data import dataset
 from paperlib.core.images import imresize, quantize
 from paperlib.core.layers import WindowAttention
 from paperlib.core.metrics import psnr_b, psnr_y_crop, ssim_y_crop
+from paperlib.core.paper import weights_list
 from paperlib.core.training import fit
 from paperlib.superres.swinir import (
     PAPER,
@@ -310,6 +312,23 @@ def test_unknown_words_are_refused(change, message):
 def test_wrong_presets_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         PAPER.preset("smoke", change)
+
+
+def test_shipped_weights_score_what_their_card_says(shared):
+    model = paperlib.load("swinir", "lightweight_x2_t91")
+    card = next(c for c in weights_list("swinir") if c["name"] == "lightweight_x2_t91")
+    found = score(model, dataset("set5", path=shared / "data" / "sr_testsets" / "Set5_SwinIR", scale=2), "sr", 2)
+    assert np.mean(list(found["psnr"].values())) == pytest.approx(card["metrics"]["set5_psnr"], abs=0.005)
+
+
+@GPU
+def test_bf16_costs_the_shipped_model_nothing(shared):
+    model = paperlib.load("swinir", "lightweight_x2_t91").cuda()
+    pictures = dataset("set5", path=shared / "data" / "sr_testsets" / "Set5_SwinIR", scale=2)
+    exact = score(model, pictures, "sr", 2)["psnr"]
+    with torch.autocast("cuda", torch.bfloat16):
+        half = score(model, pictures, "sr", 2)["psnr"]
+    assert abs(np.mean(list(half.values())) - np.mean(list(exact.values()))) < 0.02
 
 
 @GPU

@@ -468,7 +468,7 @@ def restore_tiled(model: SwinIR, x: Tensor, tile: int | None = None, overlap: in
 
 # %% ../../nbs/superres/swinir.ipynb #losses
 def charbonnier(pred: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
-    """Return the mean over pixels of sqrt(d^2 + eps^2): 1e-3 in the paper as we know it, 1e-9 ** 0.5 in the published training code."""
+    """Return the mean over pixels of sqrt(d^2 + eps^2); the published training code has eps = 1e-9 ** 0.5."""
     return ((pred - target).square() + eps * eps).sqrt().mean()
 
 
@@ -707,10 +707,10 @@ PAPER = Paper(
           for name, other, where, text in (
               ("shift", "shift=False", "method", "Shifted windows help"),
               ("bias", "relative_bias=False", "method", "The relative-position bias helps"),
-              ("residual", "residual=False", "ablation of the block", "The residual connection of a block helps"),
-              ("convolution", "closing='1x1'", "ablation of the block", "Closing a block with a 3 x 3 convolution is better than with a 1 x 1"),
+              ("residual", "residual=False", "design of the block", "The residual connection of a block helps"),
+              ("convolution", "closing='1x1'", "design of the block", "Closing a block with a 3 x 3 convolution is better than with a 1 x 1"),
               ("window", "window_size=4", "our question", "Windows of 8 are better than windows of 4"),
-              ("depth", "depths=(2, 2)", "ablation of depth", "More Swin layers a block are better: 4 against 2"))),
+              ("depth", "depths=(2, 2)", "our question", "More Swin layers a block are better: 4 against 2"))),
         Claim("stem-better", "A convolution as the first layer gives better results than a linear embedding", "related work: Xiao et al. 2021", "psnr_y_crop", "Set5 x2",
               ours="psnr(steps=1500) - psnr(steps=1500, stem_size=1)",
               trend="psnr(steps=1500) > psnr(steps=1500, stem_size=1) and psnr(lr=0.02, steps=1500) > psnr(lr=0.02, steps=1500, stem_size=1)"),
