@@ -36,14 +36,14 @@ from .srcnn import score as srcnn_score
 
 # %% auto #0
 __all__ = ['VARIANCE', 'RECONSTRUCTION', 'BALANCED', 'RANDOM', 'LEAVES', 'OBJECTIVES', 'FORMAT', 'VERSION', 'PAPER', 'gradients',
-           'cut', 'energy_basis', 'project', 'basis_of', 'mix64', 'draw', 'Growth', 'candidates_plain', 'ridge_plain',
+           'cut', 'energy_basis', 'project', 'basis_of', 'ridge_plain', 'mix64', 'draw', 'Growth', 'candidates_plain',
            'impurity_plain', 'split_plain', 'fill_buckets', 'variance_scores', 'solve_in_place', 'expand', 'fit_leaf',
            'fill_moments', 'reconstruction_scores', 'partition', 'gather_judges', 'draw_thresholds', 'score_candidates',
-           'split_node', 'split_level', 'fit_leaves', 'fitted_leaves', 'split_level_plain', 'boost_level', 'Trees',
-           'forest_mean', 'forest_means', 'boost_level_plain', 'boost', 'halve', 'grow', 'Packed', 'pack', 'route',
-           'sort_by_leaf', 'apply_leaves', 'paste', 'Forest', 'luma_of', 'training_pairs', 'threads', 'write_forest',
-           'read_forest', 'check_forest', 'growth_of', 'print_level', 'SuperResolutionForest', 'upscale', 'ensemble',
-           'score', 'race', 'ForestPreset', 'training_pictures', 'experiment']
+           'split_node', 'split_level', 'fit_leaves', 'fitted_leaves', 'split_level_plain', 'boost_level',
+           'boost_level_plain', 'boost', 'halve', 'Trees', 'forest_mean', 'forest_means', 'grow', 'Packed', 'pack',
+           'route', 'sort_by_leaf', 'apply_leaves', 'paste', 'Forest', 'luma_of', 'training_pairs', 'threads',
+           'growth_of', 'print_level', 'write_forest', 'read_forest', 'check_forest', 'SuperResolutionForest',
+           'upscale', 'ensemble', 'score', 'race', 'ForestPreset', 'training_pictures', 'experiment']
 
 # %% ../../nbs/superres/srforest.ipynb #gradients
 def gradients(middle: np.ndarray, scale: int) -> np.ndarray:
@@ -100,6 +100,14 @@ def basis_of(X: np.ndarray, size: int, padded: int) -> np.ndarray:
     if size > F_ + 1:
         phi[:, F_ + 1 : size] = X**2
     return phi
+
+# %% ../../nbs/superres/srforest.ipynb #ridge-plain
+def ridge_plain(X: np.ndarray, Y: np.ndarray, ridge: float, leaf: str = "linear") -> np.ndarray:
+    """Return W (P, D) that minimises the sum of squares ||Y - phi(X) W||^2 + ridge ||W||^2; the basis phi is 1, [x, 1] or [x, 1, x^2]."""
+    X, Y, one = X.astype(np.float64), Y.astype(np.float64), np.ones((len(X), 1))
+    phi = {"constant": lambda: one, "linear": lambda: np.hstack([X, one]), "polynomial": lambda: np.hstack([X, one, X**2])}[leaf]()
+    penalty = 0.0 if leaf == "constant" else ridge
+    return np.linalg.solve(phi.T @ phi + penalty * np.eye(phi.shape[1]), phi.T @ Y)
 
 # %% ../../nbs/superres/srforest.ipynb #random
 @njit(cache=True)
@@ -163,14 +171,6 @@ def candidates_plain(X: np.ndarray, index: np.ndarray, growth: Growth, tree: int
         thresholds = (low + v[2:] * 0.95 * span).astype(np.float32)
         found.append((a, b, np.sort(np.append(thresholds, median))))
     return index, found
-
-# %% ../../nbs/superres/srforest.ipynb #ridge-plain
-def ridge_plain(X: np.ndarray, Y: np.ndarray, ridge: float, leaf: str = "linear") -> np.ndarray:
-    """Return W (P, D) that minimises the sum of squares ||Y - phi(X) W||^2 + ridge ||W||^2; the basis phi is 1, [x, 1] or [x, 1, x^2]."""
-    X, Y, one = X.astype(np.float64), Y.astype(np.float64), np.ones((len(X), 1))
-    phi = {"constant": lambda: one, "linear": lambda: np.hstack([X, one]), "polynomial": lambda: np.hstack([X, one, X**2])}[leaf]()
-    penalty = 0.0 if leaf == "constant" else ridge
-    return np.linalg.solve(phi.T @ phi + penalty * np.eye(phi.shape[1]), phi.T @ Y)
 
 # %% ../../nbs/superres/srforest.ipynb #impurity-plain
 def impurity_plain(X: np.ndarray, Y: np.ndarray, growth: Growth) -> float:
@@ -505,6 +505,36 @@ def boost_level(X, residual, updated, order, nodes, kind, ridge, share, models):
                 for d in range(D):
                     updated[s, d] -= share * phi[i] * B[i, d]
 
+# %% ../../nbs/superres/srforest.ipynb #boost
+def boost_level_plain(X, residual, updated, order, nodes, kind, ridge, share, models) -> None:
+    """Do in NumPy, node by node, what `boost_level` does."""
+    for k, (tree, start, end) in enumerate(nodes):
+        index = order[tree, start:end]
+        step = ridge_plain(X[index], residual[index], ridge, LEAVES[kind])
+        models[k] += step
+        phi = {0: np.ones((len(index), 1)), 1: np.insert(X[index], X.shape[1], 1, 1), 2: np.hstack([X[index], np.ones((len(index), 1)), X[index] ** 2])}[kind]
+        updated[index] -= share * phi @ step
+
+
+def boost(X, targets, order, nodes, kind, ridge, n_trees, models, backend):
+    """Update the models of one level, all trees against the same residual; return the new residual (N, D)."""
+    updated = targets.copy()
+    for t in range(n_trees):
+        mine = nodes[:, 0] == t
+        part = models[mine]
+        (boost_level if backend == "numba" else boost_level_plain)(X, targets, updated, order, nodes[mine], kind, ridge, 1 / n_trees, part)
+        models[mine] = part
+    return updated
+
+
+def halve(nodes: np.ndarray, path: np.ndarray, n_left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the children of one level's split nodes: (tree, start, end) and the path that names each, 2 p and 2 p + 1 below p."""
+    split = n_left > 0
+    tree, start, end = nodes[split].T
+    middle, path = start + n_left[split], path[split] * np.uint64(2)
+    spans = np.stack([np.stack([start, middle], 1).ravel(), np.stack([middle, end], 1).ravel()])
+    return np.stack([np.repeat(tree, 2), *spans], 1), np.stack([path, path + np.uint64(1)], 1).ravel()
+
 # %% ../../nbs/superres/srforest.ipynb #trees
 LEAVES = ("constant", "linear", "polynomial")
 OBJECTIVES = ("variance", "reconstruction", "balanced", "random")
@@ -565,36 +595,6 @@ def forest_means(X, features, thresholds, child, leaf, weights, n_trees, out):
     """Apply `forest_mean` to every row."""
     for n in prange(len(X)):
         forest_mean(X[n], np.empty(weights.shape[1], np.float32), features, thresholds, child, leaf, weights, n_trees, out[n])
-
-# %% ../../nbs/superres/srforest.ipynb #boost
-def boost_level_plain(X, residual, updated, order, nodes, kind, ridge, share, models) -> None:
-    """Do in NumPy, node by node, what `boost_level` does."""
-    for k, (tree, start, end) in enumerate(nodes):
-        index = order[tree, start:end]
-        step = ridge_plain(X[index], residual[index], ridge, LEAVES[kind])
-        models[k] += step
-        phi = {0: np.ones((len(index), 1)), 1: np.insert(X[index], X.shape[1], 1, 1), 2: np.hstack([X[index], np.ones((len(index), 1)), X[index] ** 2])}[kind]
-        updated[index] -= share * phi @ step
-
-
-def boost(X, targets, order, nodes, kind, ridge, n_trees, models, backend):
-    """Update the models of one level, all trees against the same residual; return the new residual (N, D)."""
-    updated = targets.copy()
-    for t in range(n_trees):
-        mine = nodes[:, 0] == t
-        part = models[mine]
-        (boost_level if backend == "numba" else boost_level_plain)(X, targets, updated, order, nodes[mine], kind, ridge, 1 / n_trees, part)
-        models[mine] = part
-    return updated
-
-
-def halve(nodes: np.ndarray, path: np.ndarray, n_left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the children of one level's split nodes: (tree, start, end) and the path that names each, 2 p and 2 p + 1 below p."""
-    split = n_left > 0
-    tree, start, end = nodes[split].T
-    middle, path = start + n_left[split], path[split] * np.uint64(2)
-    spans = np.stack([np.stack([start, middle], 1).ravel(), np.stack([middle, end], 1).ravel()])
-    return np.stack([np.repeat(tree, 2), *spans], 1), np.stack([path, path + np.uint64(1)], 1).ravel()
 
 # %% ../../nbs/superres/srforest.ipynb #grow
 def grow(X: np.ndarray, Y: np.ndarray, growth: Growth, leaf: str = "linear", alternating: bool = False, backend: str = "numba",
@@ -844,7 +844,7 @@ def training_pairs(images: Iterable, scale: int, energy: float = 0.999) -> tuple
     if not maps:
         raise ValueError("no picture to train on: the list is empty")
     scatter = sum(p.T @ p for p in (cut(m, scale).astype(np.float64) for m in maps))
-    if not np.trace(scatter) > 0:
+    if not np.trace(scatter) > 1e-14 * len(scatter) * sum(len(t) for t in targets):  # rounding alone gives 1e-30
         raise ValueError("the pictures are constant: there is nothing to learn from them")
     basis, Y = energy_basis(scatter, energy), np.concatenate(targets)
     X = np.empty((len(Y), basis.shape[1]), np.float32)
@@ -868,6 +868,30 @@ def threads(n_jobs: int | None) -> Iterator[None]:
     finally:
         numba.set_num_threads(before[0])
         torch.set_num_threads(before[1])
+
+# %% ../../nbs/superres/srforest.ipynb #growth-of
+def growth_of(model) -> Growth:
+    """Return the checked settings of an estimator; ValueError names the one that is out of its range."""
+    whole = {"scale": 2, "n_trees": 1, "max_depth": 0, "min_split": 2, "min_child": 2, "split_samples": 4, "n_thresholds": 0, "random_state": 0}
+    for name, least in whole.items():
+        value = getattr(model, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: expected a whole number >= {least}")
+    for name, low, high in (("kappa", 0.0, math.inf), ("ridge", 1e-12, math.inf), ("pca_energy", 1e-6, 1.0)):
+        value = getattr(model, name)
+        if not isinstance(value, Real) or not low <= value <= high or math.isinf(value):
+            raise ValueError(f"{name}={value!r}: expected a number from {low:g} to {high:g}")
+    choices = {"leaf": LEAVES, "objective": OBJECTIVES, "response": ("difference", "feature"), "kappa_reading": ("per-dimension", "sum"), "backend": ("numba", "numpy")}
+    for name, known in choices.items():
+        if getattr(model, name) not in known:
+            raise unknown(name, getattr(model, name), known)
+    taken = {f.name: getattr(model, f.name) for f in fields(Growth) if f.name != "seed"}
+    return Growth(**taken, seed=int(model.random_state))
+
+
+def print_level(depth: int, nodes: int, loss: float | None) -> None:
+    """Print the progress of `grow`."""
+    print(f"level {depth:2}: {nodes:6,} nodes" + (f", mean squared error {loss:.3e}" if loss is not None else ""), flush=True)
 
 # %% ../../nbs/superres/srforest.ipynb #files
 FORMAT, VERSION = "paperlib super-resolution forest", 1
@@ -905,7 +929,10 @@ def read_forest(path: str | os.PathLike) -> tuple[Forest, dict]:
             arrays = {}
             for member in ("basis", *(f.name for f in fields(Trees) if f.name != "n_trees")):
                 with archive.open(f"{member}.npy") as stream:
-                    arrays[member] = np.lib.format.read_array(stream, allow_pickle=False)
+                    try:
+                        arrays[member] = np.lib.format.read_array(stream, allow_pickle=False)
+                    except ValueError as error:
+                        raise ValueError(f"table {member}: {error}") from error
         forest = Forest(header["scale"], arrays.pop("basis"), Trees(**arrays, n_trees=header["n_trees"]))
         check_forest(forest)
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error, TypeError, AttributeError, ValueError) as error:
@@ -931,30 +958,6 @@ def check_forest(forest: Forest) -> None:
             and (t.features[inner, 0] >= 0).all() and (t.features >= -1).all() and (t.features < F).all()
             and (t.leaf[~inner] >= 0).all() and (t.leaf < L).all()):
         raise ValueError("its tables point outside themselves")
-
-# %% ../../nbs/superres/srforest.ipynb #growth-of
-def growth_of(model) -> Growth:
-    """Return the checked settings of an estimator; ValueError names the one that is out of its range."""
-    whole = {"scale": 2, "n_trees": 1, "max_depth": 0, "min_split": 2, "min_child": 2, "split_samples": 4, "n_thresholds": 0, "random_state": 0}
-    for name, least in whole.items():
-        value = getattr(model, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}: expected a whole number >= {least}")
-    for name, low, high in (("kappa", 0.0, math.inf), ("ridge", 1e-12, math.inf), ("pca_energy", 1e-6, 1.0)):
-        value = getattr(model, name)
-        if not isinstance(value, Real) or not low <= value <= high or math.isinf(value):
-            raise ValueError(f"{name}={value!r}: expected a number from {low:g} to {high:g}")
-    choices = {"leaf": LEAVES, "objective": OBJECTIVES, "response": ("difference", "feature"), "kappa_reading": ("per-dimension", "sum"), "backend": ("numba", "numpy")}
-    for name, known in choices.items():
-        if getattr(model, name) not in known:
-            raise unknown(name, getattr(model, name), known)
-    taken = {f.name: getattr(model, f.name) for f in fields(Growth) if f.name != "seed"}
-    return Growth(**taken, seed=int(model.random_state))
-
-
-def print_level(depth: int, nodes: int, loss: float | None) -> None:
-    """Print the progress of `grow`."""
-    print(f"level {depth:2}: {nodes:6,} nodes" + (f", mean squared error {loss:.3e}" if loss is not None else ""), flush=True)
 
 # %% ../../nbs/superres/srforest.ipynb #estimator
 class SuperResolutionForest(BaseEstimator):
@@ -1167,7 +1170,7 @@ PAPER = Paper(
     official_code="MATLAB and C++ code by the authors; the fact sheet's settings come from reading it", licence="theirs: see their archive; ours: Apache-2.0",
     model="SuperResolutionForest",
     presets={
-        "smoke": ForestPreset(data="photos", tests=("photos",), n_trees=4, max_depth=10, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
+        "smoke": ForestPreset(data="photos", tests=("photos",), n_trees=8, max_depth=6, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
         "small": ForestPreset(data="t91", tests=("set5", "set14", "bsd100"), time="about a minute on two CPU cores", memory="2 GB", hardware="CPU"),
         "paper": ForestPreset(data="t91", tests=("set5", "set14", "bsd100", "urban100"), time="about two minutes on two CPU cores", memory="3 GB", hardware="CPU"),
     },
