@@ -709,33 +709,42 @@ def sort_by_leaf(leaves, n_leaves, order):
 # %% ../../nbs/superres/srforest.ipynb #apply-leaves
 @njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def apply_leaves(phi, leaves, order, models, factors, out):
-    """Add the mean of the trees' predictions to ``out`` (n, D): each model is read once and serves all inputs of its leaf, two at a time."""
+    """Add the mean of the trees' predictions to ``out`` (n, D): a model is read once and serves all inputs of its leaf, up to four at a time."""
     T, N = leaves.shape
     D, Q = models.shape[1:]
     for t in range(T):
         for chunk in prange(64):                                           # a fixed number: the result does not depend on the threads
             q, end = N * chunk // 64, N * (chunk + 1) // 64
             while q < end:
-                n, leaf = order[t, q], leaves[t, order[t, q]]
+                i0, leaf, group = order[t, q], leaves[t, order[t, q]], 1
+                while group < 4 and q + group < end and leaves[t, order[t, q + group]] == leaf:
+                    group += 1
+                group = 2 if group == 3 else group
+                i1, i2, i3 = order[t, q + (group > 1)], order[t, q + 2 * (group > 2)], order[t, q + 3 * (group > 2)]
                 model, share = models[leaf], factors[leaf] / np.float32(T)
-                m = order[t, q + 1] if q + 1 < end else n
-                if m != n and leaves[t, m] == leaf:
-                    for d in range(D):
-                        one, two = np.float32(0), np.float32(0)
-                        for i in range(Q):
-                            w = np.float32(model[d, i])
-                            one += phi[n, i] * w
-                            two += phi[m, i] * w
-                        out[n, d] += share * one
-                        out[m, d] += share * two
-                    q += 2
-                else:
-                    for d in range(D):
-                        one = np.float32(0)
-                        for i in range(Q):
-                            one += phi[n, i] * np.float32(model[d, i])
-                        out[n, d] += share * one
-                    q += 1
+                for d in range(D):
+                    s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                    if group == 1:
+                        for j in range(Q):
+                            s0 += phi[i0, j] * np.float32(model[d, j])
+                    elif group == 2:
+                        for j in range(Q):
+                            w = np.float32(model[d, j])
+                            s0 += phi[i0, j] * w
+                            s1 += phi[i1, j] * w
+                        out[i1, d] += share * s1
+                    else:
+                        for j in range(Q):
+                            w = np.float32(model[d, j])
+                            s0 += phi[i0, j] * w
+                            s1 += phi[i1, j] * w
+                            s2 += phi[i2, j] * w
+                            s3 += phi[i3, j] * w
+                        out[i1, d] += share * s1
+                        out[i2, d] += share * s2
+                        out[i3, d] += share * s3
+                    out[i0, d] += share * s0
+                q += group
 
 # %% ../../nbs/superres/srforest.ipynb #paste
 @njit(parallel=True, cache=True)
