@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import statistics
 import zipfile
 
@@ -13,19 +14,8 @@ from hypothesis import strategies as st
 
 from paperlib.core.data import dataset
 from paperlib.core.images import imresize, merge_patches
-from paperlib.superres.srforest import (
-    LEAVES,
-    OBJECTIVES,
-    Growth,
-    SuperResolutionForest,
-    draw_thresholds,
-    grow,
-    partition,
-    score,
-    solve_in_place,
-    training_pairs,
-    upscale,
-)
+from paperlib.superres.forest_kernels import draw_thresholds, partition, solve_in_place
+from paperlib.superres.srforest import LEAVES, OBJECTIVES, Growth, SuperResolutionForest, grow, score, training_pairs, upscale
 
 GROWTH = Growth(2, 7, 1.0, "variance", "difference", "per-dimension", 0.01, 128, 64, 512, 5, 0)
 
@@ -83,6 +73,14 @@ def test_threads_change_nothing(pairs):
     low = np.random.default_rng(0).random((40, 50))
     assert np.array_equal(one.forest_.trees.weights, two.forest_.trees.weights)
     assert np.array_equal(one.predict(low), two.predict(low))
+
+
+def test_a_shallow_forest_is_the_top_of_a_deep_one(pairs):
+    shallow, deep = (grow(*pairs, dataclasses.replace(GROWTH, max_depth=d))[0] for d in (3, 7))
+    inner = shallow.child >= 0
+    assert inner.sum() > 6
+    for part in ("features", "thresholds", "child"):
+        assert np.array_equal(getattr(shallow, part)[inner], getattr(deep, part)[: len(inner)][inner])
 
 
 def test_alternating_loss_falls_for_any_number_of_trees(pairs):
@@ -186,6 +184,31 @@ def test_files_that_are_cut_short(forest, tmp_path, kept):
         SuperResolutionForest.load(tmp_path / "cut.npz")
     with pytest.raises(FileNotFoundError):
         SuperResolutionForest.load(tmp_path / "none.npz")
+
+
+def test_a_fitted_forest_is_not_pickled(forest):
+    with pytest.raises(TypeError, match=r"save\(path\)"):
+        pickle.dumps(forest)
+    assert pickle.loads(pickle.dumps(SuperResolutionForest(n_trees=7))).n_trees == 7
+
+
+@pytest.mark.parametrize("n_trees", [0, 4, 2.0])
+def test_more_trees_than_there_are(forest, n_trees):
+    with pytest.raises(ValueError, match="this forest has 3"):
+        forest.predict(np.zeros((9, 9)), n_trees=n_trees)
+
+
+def test_another_factor_is_refused(forest, monkeypatch):
+    with pytest.raises(ValueError, match="trained for x3, not for x2"):
+        forest.predict(np.zeros((9, 9)), scale=2)
+    monkeypatch.setattr(forest, "scale", 4)
+    with pytest.raises(ValueError, match="trained for x3, not for x4"):
+        forest.predict(np.zeros((9, 9)))
+
+
+def test_too_few_patches_are_counted():
+    with pytest.raises(ValueError, match="4 patches are fewer than min_child=64"):
+        SuperResolutionForest().fit([np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)])
 
 
 def test_a_pickle_in_a_file_is_not_run(forest, tmp_path):
