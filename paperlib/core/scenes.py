@@ -23,13 +23,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .data import _DECODER_ERRORS, data_roots, read_image
+from .data import _DECODER_ERRORS, atomic_write, data_roots, read_image
 
 # %% auto #0
-__all__ = ['LABELS', 'PATTERNS', 'PATTERN_IDS', 'Camera', 'invert_pose', 'opengl_to_opencv', 'look_at', 'get_rays', 'project',
-           'backproject', 'depth_to_distance', 'distance_to_depth', 'reproject', 'sample_at', 'depth_to_normals',
-           'Material', 'Plane', 'Box', 'Sphere', 'Mesh', 'Light', 'Scene', 'Frames', 'render', 'SceneConfig',
-           'RoomConfig', 'RoadConfig', 'room', 'road', 'place_cameras', 'make_view', 'SceneStream']
+__all__ = ['LABELS', 'PATTERNS', 'PATTERN_IDS', 'CROPS', 'Camera', 'invert_pose', 'opengl_to_opencv', 'look_at', 'get_rays',
+           'project', 'backproject', 'depth_to_distance', 'distance_to_depth', 'reproject', 'sample_at',
+           'depth_to_normals', 'Material', 'Plane', 'Box', 'Sphere', 'Mesh', 'Light', 'Scene', 'Frames', 'render',
+           'SceneConfig', 'RoomConfig', 'RoadConfig', 'room', 'road', 'place_cameras', 'make_view', 'Sensor',
+           'SceneStream', 'still_life', 'orbit_cameras', 'inside_cameras', 'MultiView', 'sparse_points', 'multi_view',
+           'read_depth', 'write_depth', 'read_matrix', 'Recorded', 'seven_scenes', 'redkitchen', 'open3d_rgbd', 'nyuv2',
+           'KittiFrame', 'kitti_split', 'kitti', 'lidar_outdoor3', 'crop_mask', 'kb_crop']
 
 # %% ../../nbs/core/scenes.ipynb #check-camera
 def _as_camera(K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
@@ -1285,6 +1288,77 @@ def make_view(config: SceneConfig, seed: int | str, height: int, width: int, n: 
     plain = scene if config.object_size == 1 else builders[type(config)](replace(config, object_size=1.0), seed)
     return scene, place_cameras(plain, config, seed, height, width, n)
 
+# %% ../../nbs/core/scenes.ipynb #sensor
+@dataclass(frozen=True)
+class Sensor:
+    """A depth sensor: what it loses, how it errs, how it counts. Lengths in metres, angles in degrees.
+
+    ``near, far`` is its range; the noise has a standard deviation of ``noise + noise_z2 z²``; ``step`` is the grid of depth and
+    ``inverse_step`` that of 1/z, as disparity has it (0: none). Surfaces that turn away by more than ``grazing`` are lost, and so are pixels
+    within ``edge`` pixels of something nearer by a share ``jump``, and a share ``dropout`` of all. With ``lines`` above 0 only pixels are
+    known that a scanner hits whose lines rise from ``elevation[0]`` to ``elevation[1]`` and have a point every ``azimuth_step``.
+    ``color_noise`` is the standard deviation of the colours.
+    """
+
+    near: float = 0.0
+    far: float = math.inf
+    noise: float = 0.0
+    noise_z2: float = 0.0
+    step: float = 0.0
+    inverse_step: float = 0.0
+    grazing: float = 90.0
+    edge: int = 0
+    jump: float = 0.05
+    dropout: float = 0.0
+    lines: int = 0
+    elevation: tuple[float, float] = (-25.0, 3.0)
+    azimuth_step: float = 0.2
+    color_noise: float = 0.0
+
+    @classmethod
+    def structured_light(cls) -> Sensor:
+        """Return a sensor like the first Kinect: noise and steps that grow with z², holes at edges and on slanted surfaces."""
+        return cls(0.4, 8.0, 0.001, 0.0015, inverse_step=0.0028, grazing=78, edge=2, dropout=0.01, color_noise=0.01)
+
+    @classmethod
+    def lidar(cls, lines: int = 64) -> Sensor:
+        """Return a scanner that turns about the vertical axis at the place of the camera."""
+        return cls(1.0, 80.0, 0.02, step=1 / 256, lines=lines, dropout=0.1)
+
+    def measure(self, frames: Frames, generator: torch.Generator) -> Frames:
+        """Return the frames as this sensor gives them: ``depth`` measured, 0 where ``mask`` is now false; the rest as it was."""
+        z, rand = frames.depth, lambda: torch.rand(frames.depth.shape, generator=generator, device=frames.depth.device, dtype=frames.depth.dtype)
+        normal = lambda like: torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        mask = frames.mask & (rand() >= self.dropout)
+        if self.grazing < 90:
+            rays = get_rays(*z.shape[-2:], frames.camera.K.to(z), torch.eye(4, dtype=z.dtype, device=z.device).expand(len(z), 4, 4))[1].movedim(-1, 1)
+            angle = torch.rad2deg((-(frames.normals * rays).sum(1, keepdim=True) / rays.norm(dim=1, keepdim=True)).clamp(-1, 1).acos())
+            mask &= rand() >= torch.sigmoid((angle - self.grazing) / 2)
+        if self.edge:
+            nearest = -F.max_pool2d(-z.where(frames.mask, z.new_tensor(math.inf)), 2 * self.edge + 1, 1, self.edge)
+            mask &= nearest >= z * (1 - self.jump)
+        if self.lines:
+            mask &= self._scanned(frames.camera.to(z))
+        z = z + normal(z) * (self.noise + self.noise_z2 * z.square())
+        if self.inverse_step:
+            z = 1 / ((1 / z.clamp(min=1e-6) / self.inverse_step).round() * self.inverse_step).clamp(min=1e-6)
+        if self.step:
+            z = (z / self.step).round() * self.step
+        mask = mask & (z > max(self.near, 0)) & (z < self.far)
+        rgb = frames.rgb if not self.color_noise else (frames.rgb + self.color_noise * normal(frames.rgb)).clamp(0, 1)
+        return replace(frames, rgb=rgb, depth=z.where(mask, z.new_zeros(())), mask=mask)
+
+    def _scanned(self, camera: Camera) -> Tensor:
+        """Say which pixels (B, 1, H, W) a line of the scanner crosses at one of its azimuths; z is up."""
+        H, W, (low, high) = camera.height, camera.width, self.elevation
+        corner = get_rays(H + 1, W + 1, camera.K, camera.c2w, offset=0)[1]
+        rows, columns = (corner[:, :, 1:] + corner[:, :, :-1]) / 2, (corner[:, 1:] + corner[:, :-1]) / 2
+        up = torch.rad2deg(torch.atan2(rows[..., 2], rows[..., :2].norm(dim=-1)))
+        line = ((up - low) / (high - low) * (self.lines - 1)).floor()
+        turn = (torch.rad2deg(torch.atan2(columns[..., 1], columns[..., 0])) / self.azimuth_step).floor()
+        level = (line[:, 1:] != line[:, :-1]) & (up[:, 1:].maximum(up[:, :-1]) >= low) & (up[:, 1:].minimum(up[:, :-1]) <= high)
+        return (level & (turn[:, :, 1:] != turn[:, :, :-1]))[:, None]
+
 # %% ../../nbs/core/scenes.ipynb #stream
 class SceneStream(IterableDataset):
     """Endless batches of rendered frames, the same for every number of workers.
@@ -1307,7 +1381,7 @@ class SceneStream(IterableDataset):
     """
 
     def __init__(self, config: SceneConfig, height: int = 120, width: int = 160, batch_size: int = 8, *, seed: int = 0, views: int = 1,
-                 sensor: Any | None = None, samples: int = 1, device: str | torch.device = "cpu", start: int = 0, rank: int = 0, world_size: int = 1):
+                 sensor: Sensor | None = None, samples: int = 1, device: str | torch.device = "cpu", start: int = 0, rank: int = 0, world_size: int = 1):
         if views < 1 or batch_size < 1 or batch_size % views:
             raise ValueError(f"SceneStream: expected batch_size >= 1 as a multiple of views >= 1, got {batch_size} and {views}")
         if not 0 <= rank < world_size:
@@ -1334,3 +1408,584 @@ class SceneStream(IterableDataset):
         while True:
             yield self[index * self.world_size + self.rank]
             index += step
+
+# %% ../../nbs/core/scenes.ipynb #still-life
+def still_life(seed: int | str, things: int = 9) -> Scene:
+    """Return objects on a table of 1.6 metres, before white: its top is the plane z = 0, its middle the origin."""
+    u = random.Random(f"still life {seed}").uniform
+    patterns = ("checker", "stripes", "grain", "bricks", "tiles")
+    table = Box((0, 0, -0.03), (1.6, 1.6, 0.06), 0.0, Material((0.5, 0.38, 0.26), (0.3, 0.2, 0.12), "planks", (0.2, 0.2)), "table", 1)
+    boxes, balls, meshes = [table], [], []
+    for i in range(things):
+        ring, turn = (0.0 if i == 0 else u(0.3, 0.6)), i * 2.4 + u(-0.2, 0.2)
+        x, y, s, instance = ring * math.cos(turn), ring * math.sin(turn), u(0.1, 0.2), i + 2
+        paint = _paint(u, patterns, (0.03, 0.09), 0.2)
+        if i % 3 == 1:
+            balls.append(Sphere((x, y, 0.7 * s), 0.7 * s, paint, "lamp", instance))
+        elif i % 3 == 2:
+            h, r = 1.6 * s, 0.8 * s
+            ring_ = [(x + r * math.cos(a + turn), y + r * math.sin(a + turn), 0.5 * h) for a in (0, math.pi / 2, math.pi, 3 * math.pi / 2)]
+            faces = tuple((k, (k + 1) % 4, top) for k in range(4) for top in (4, 5))
+            meshes.append(Mesh((*ring_, (x, y, h), (x, y, 0.0)), faces, paint, "box", instance))
+        else:
+            h = s * u(1.0, 2.6)
+            boxes.append(Box((x, y, h / 2), (s, s * u(0.7, 1.4), h), u(0, 3), paint, "box", instance))
+            balls.append(Sphere((x, y, h + 0.35 * s), 0.35 * s, _paint(u, patterns, (0.03, 0.09), 0.2), "lamp", instance))
+    light = Light((u(-1, 1), u(-1, 1), 1.6), 0.55, sun=True)
+    return Scene((), tuple(boxes), tuple(balls), tuple(meshes), light, 0.5, 0.0, (1.0, 1.0, 1.0), space=(-0.8, -0.8, 0.8, 0.8))
+
+# %% ../../nbs/core/scenes.ipynb #orbit
+def orbit_cameras(n: int, height: int, width: int, *, center: Sequence[float] = (0, 0, 0.1), radius: float = 2.0,
+                  elevation: tuple[float, float] = (15.0, 60.0), fov: float = 50.0) -> Camera:
+    """Return n cameras around a point, all looking at it: evenly spaced in azimuth, elevations (degrees) spread over a range."""
+    turn = torch.arange(n, dtype=torch.float64) * 2 * math.pi / n
+    rise = torch.deg2rad(elevation[0] + (elevation[1] - elevation[0]) * (torch.arange(n, dtype=torch.float64) * 0.618034).frac())
+    offset = torch.stack([rise.cos() * turn.cos(), rise.cos() * turn.sin(), rise.sin()], -1)
+    middle = torch.tensor(center, dtype=torch.float64)
+    return Camera.from_fov(fov, height, width, look_at(middle + radius * offset, middle))
+
+
+def inside_cameras(scene: Scene, n: int, height: int, width: int, *, seed: int = 0, fov: float = 70.0) -> Camera:
+    """Return n cameras that stand in the free space of a room and look across its middle, so that they share what they see."""
+    rng = np.random.default_rng(seed)
+    x0, y0, x1, y1 = scene.space
+    low, high = np.array([x0, y0, 0.9 * scene.unit]), np.array([x1, y1, min(1.9 * scene.unit, scene.ceiling)])
+    places = low + rng.uniform(0.1, 0.9, (64 * n, 3)) * (high - low)
+    free = _clearance(scene, places)
+    eyes = places[np.argsort(free < 0.35 * scene.unit, kind="stable")[:n]]
+    middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2, 1.0 * scene.unit])
+    targets = middle + rng.uniform(-0.2, 0.2, (n, 3)) * (high - low)
+    return Camera.from_fov(fov, height, width, look_at(torch.from_numpy(eyes), torch.from_numpy(targets)))
+
+# %% ../../nbs/core/scenes.ipynb #sparse-points
+class MultiView(NamedTuple):
+    """Views of one scene and sparse points on its surfaces, as structure from motion would leave them."""
+
+    frames: Frames
+    points: Tensor  # (N, 3) metres, world
+    colors: Tensor  # (N, 3) in [0, 1]
+    views: Tensor  # (N,) int64: how many frames see the point
+
+
+def sparse_points(frames: Frames, n: int = 3000, *, seed: int = 0, min_views: int = 2, noise: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return up to n surface points that several frames see, more of them where colours change.
+
+    Parameters
+    ----------
+    frames : with exact depth and poses
+    n : points wanted
+    min_views : frames that must see a point: its projection lies inside, and its depth is there within 1 %
+    noise : standard deviation, in pixels, of where the point was seen; moves it by as much at its depth, in all directions
+
+    Returns
+    -------
+    points (N, 3), colors (N, 3), views (N,)
+
+    Raises
+    ------
+    ValueError
+        No point is seen by that many frames.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    luma = frames.rgb.cpu().mean(1, keepdim=True)
+    change = F.pad((luma[..., 1:] - luma[..., :-1]).abs(), (0, 1)) + F.pad((luma[..., 1:, :] - luma[..., :-1, :]).abs(), (0, 0, 0, 1))
+    weight = ((change + 0.02) * frames.mask.cpu()).flatten()
+    drawn = torch.multinomial(weight, min(4 * n, int((weight > 0).sum())), generator=generator).to(frames.depth.device)
+    flat = lambda x: x.movedim(1, -1).flatten(0, 2)[drawn]
+    points, colors = flat(backproject(frames.depth, frames.camera)), flat(frames.rgb)
+    uv, z = project(points, frames.camera)
+    there = sample_at(frames.depth, uv[:, None], mode="nearest")[:, 0, 0]
+    views = ((there - z).abs() <= 0.01 * z).sum(0)
+    keep = (views >= min_views).nonzero()[:, 0][:n]
+    if not len(keep):
+        raise ValueError(f"sparse_points: no point is seen by {min_views} of {len(frames)} frames; give views that overlap")
+    if noise:
+        size = noise * (flat(frames.depth)[keep] / frames.camera.K[drawn[keep] // frames.depth[0].numel(), 0, 0, None].to(points))
+        points[keep] += size * torch.randn(len(keep), 3, generator=generator, dtype=torch.float64).to(points)
+    return points[keep], colors[keep], views[keep]
+
+
+def multi_view(scene: Scene, camera: Camera, n_points: int = 3000, *, seed: int = 0, noise: float = 0.0, samples: int = 2,
+               device: str | torch.device = "cpu") -> MultiView:
+    """Return pictures of a scene from several cameras, and sparse points: what NeRF and Gaussian splatting start from.
+
+    Parameters are those of `render` and `sparse_points`.
+    """
+    frames = render(scene, camera, samples=samples, device=device)
+    return MultiView(frames, *sparse_points(frames, n_points, seed=seed, noise=noise))
+
+# %% ../../nbs/core/scenes.ipynb #depth-files
+def read_depth(path: str | Path, scale: float) -> np.ndarray:
+    """Read a 16-bit depth picture.
+
+    Parameters
+    ----------
+    path : PNG with one channel of 16 bits
+    scale : value of one metre: 1000 for millimetres (7-Scenes, Open3D), 256 for KITTI
+
+    Returns
+    -------
+    (H, W) float32 metres, 0 where unknown: the values 0 and 65535
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Damaged, or not one channel of 16 bits.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such depth map: {path}")
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in ("I;16", "I"):
+                raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}")
+            values = np.array(image, dtype=np.int64)
+    except _DECODER_ERRORS as error:
+        raise ValueError(f"{path} cannot be read as a depth map: {' '.join(str(error).split())}") from error
+    return np.where((values > 0) & (values < 65535), values / scale, 0).astype(np.float32)
+
+
+def write_depth(path: str | Path, depth: np.ndarray, scale: float) -> None:
+    """Write depth (H, W) in metres as a 16-bit PNG, atomically; 0, NaN and infinity become 0, unknown.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or a depth that rounds to 0 or to more than 65534 steps.
+    """
+    depth = np.asarray(depth, np.float64)
+    known = np.isfinite(depth) & (depth > 0)
+    values = np.where(known, depth * scale, 0).round()
+    if depth.ndim != 2 or (known & ((values < 1) | (values > 65534))).any():
+        raise ValueError(f"{Path(path).name}: expected depth (H, W) in {1 / scale:g} to {65534 / scale:g} m at scale {scale}, got "
+                         f"{depth.shape}, {depth[known].min(initial=math.inf):g} to {depth[known].max(initial=-math.inf):g} m")
+    with atomic_write(path) as temporary:
+        Image.fromarray(values.astype(np.uint16)).save(temporary, format="PNG")
+
+
+def read_matrix(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
+    """Read a matrix of numbers from a text file; ValueError names a file that holds anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such matrix: {path}")
+    try:
+        matrix = np.array(path.read_text(encoding="utf-8").split(), dtype=np.float64).reshape(shape)
+    except ValueError as error:
+        raise ValueError(f"{path} should hold {shape[0]} x {shape[1]} numbers: {error}") from error
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{path} holds numbers that are not finite: the frame has no pose")
+    return matrix
+
+# %% ../../nbs/core/scenes.ipynb #recorded
+class Recorded(Sequence):
+    """Recorded frames with names, read when asked for.
+
+    ``frames[0]`` and ``frames["seq-01/frame-000000"]`` give :class:`Frames` of batch 1, a slice a smaller set. ``name``, ``licence`` and
+    ``labels`` (names of the classes in ``semantic``) say what it is.
+    """
+
+    def __init__(self, name: str, names: Sequence[str], read: Callable[[str], Frames], licence: str = "", labels: tuple[str, ...] = ()):
+        self.name, self.names, self._read, self.licence, self.labels = name, tuple(names), read, licence, labels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int | str | slice) -> Frames | Recorded:
+        if isinstance(key, slice):
+            return Recorded(self.name, self.names[key], self._read, self.licence, self.labels)
+        name = key if isinstance(key, str) else self.names[key]
+        if name not in self.names:
+            raise KeyError(f"{self.name} has no frame {name!r}; its first is {self.names[0]!r}")
+        return replace(self._read(name), names=(name,))
+
+    def __repr__(self) -> str:
+        return f"Recorded({self.name!r}, {len(self)} frames)"
+
+
+def _frames(rgb: np.ndarray, depth: np.ndarray, camera: Camera | None, what: str, **fields) -> Frames:
+    """Return one frame of a uint8 picture (H, W, 3) and depth (H, W) in metres; ValueError if their sizes differ."""
+    if rgb.shape[:2] != depth.shape:
+        raise ValueError(f"{what}: the picture has {rgb.shape[0]} x {rgb.shape[1]} pixels, its depth {depth.shape[0]} x {depth.shape[1]}")
+    z = torch.from_numpy(np.ascontiguousarray(depth, np.float32))[None, None]
+    z = z.where(z.isfinite() & (z > 0), 0.0)
+    return Frames(torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float() / 255, z, z > 0, camera, **fields)
+
+
+def _folder(path: str | Path | None, layouts: Sequence[str], what: str, licence: str, where: str) -> Path:
+    """Return the folder of a data set: the path given, or the first of its usual places; FileNotFoundError says how to get it."""
+    tried = [Path(path).expanduser()] if path is not None else [root / name for root in data_roots().values() for name in layouts]
+    for folder in tried:
+        if folder.exists():
+            return folder
+    raise FileNotFoundError(f"{what} was not found. Licence: {licence}. Published at: {where}.\nLooked at:\n  " + "\n  ".join(map(str, tried))
+                            + f"\nTo get it: download it, set PAPERLIB_DATA to a folder that holds {layouts[0]}/, or give the folder as path=")
+
+# %% ../../nbs/core/scenes.ipynb #seven-scenes
+_SEVEN_K = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]], dtype=torch.float64)
+
+
+def _triples(folder: Path) -> dict[str, Path]:
+    """Return name -> path without suffix of a folder's frames; FileNotFoundError names the first file that a frame lacks."""
+    stems = sorted({f.name.split(".")[0] for f in folder.glob("frame-*.*")})
+    for stem in stems:
+        have = {f.name.removeprefix(f"{stem}.") for f in folder.glob(f"{stem}.*")}
+        for kinds in (("color.png", "color.jpg"), ("depth.png",), ("pose.txt",)):
+            if not have & set(kinds):
+                raise FileNotFoundError(f"{folder / f'{stem}.{kinds[0]}'} is missing: a frame is a picture, its depth and its pose")
+    return {stem: folder / stem for stem in stems}
+
+
+def _read_triple(stem: Path, K: Tensor, shift: tuple[int, int] = (0, 0)) -> Frames:
+    """Read a frame of the 7-Scenes layout; depth[y, x] belongs to color[y + shift[0], x + shift[1]], so the overlap is kept."""
+    color = next(p for p in (stem.with_name(f"{stem.name}.color.png"), stem.with_name(f"{stem.name}.color.jpg")) if p.is_file())
+    rgb, depth = read_image(color, "RGB"), read_depth(f"{stem}.depth.png", 1000)
+    dy, dx = shift
+    rgb, depth = rgb[dy:, dx:], depth[:depth.shape[0] - dy, :depth.shape[1] - dx]
+    try:
+        camera = Camera(K, torch.from_numpy(read_matrix(f"{stem}.pose.txt", (4, 4))), *depth.shape)
+    except ValueError as error:
+        raise ValueError(f"{stem}.pose.txt: {error}") from error
+    return _frames(rgb, depth, camera, str(stem))
+
+
+def seven_scenes(path: str | Path, split: str = "all") -> Recorded:
+    """Read a scene of 7-Scenes: ``seq-01/frame-000000.color.png``, ``.depth.png`` (millimetres), ``.pose.txt`` (camera to world).
+
+    Parameters
+    ----------
+    path : the folder of one scene, with ``TrainSplit.txt`` and ``TestSplit.txt``
+    split : "train", "test" or "all"
+
+    Raises
+    ------
+    FileNotFoundError
+        No folder, a split or sequence that is missing, or a frame without one of its files, by name.
+    ValueError
+        Another split; when a frame is read, a damaged file or a pose that is none.
+    """
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"seven_scenes: expected split 'train', 'test' or 'all', got {split!r}")
+    root = _folder(path, (), "7-Scenes (Shotton et al. 2013)", "non-commercial use", "the project page RGB-D Dataset 7-Scenes of Microsoft Research")
+    if split == "all":
+        sequences = sorted(p for p in root.glob("seq-*") if p.is_dir())
+    else:
+        lines = (root / f"{split.title()}Split.txt").read_text(encoding="utf-8").split()
+        sequences = [root / f"seq-{int(line.removeprefix('sequence')):02d}" for line in lines]
+    if missing := [s for s in sequences if not s.is_dir()] or ([root / "seq-01"] if not sequences else []):
+        raise FileNotFoundError(f"7-Scenes: {missing[0]} is missing")
+    found = {f"{s.name}/{name}": stem for s in sequences for name, stem in _triples(s).items()}
+    return Recorded(f"7-Scenes {root.name}", tuple(found), lambda name: _read_triple(found[name], _SEVEN_K), "non-commercial use")
+
+# %% ../../nbs/core/scenes.ipynb #redkitchen
+def redkitchen(path: str | Path | None = None, split: str = "all", shift: tuple[int, int] = (12, 2)) -> Recorded:
+    """Read the walk through 7-Scenes' kitchen that is kept with TSDF fusion code, a hundred frames, split by time.
+
+    Parameters
+    ----------
+    path : its folder; None looks for ``rgbd_redkitchen`` in the data folders
+    split : "train" (frames 0 to 639), "test" (640 to 799) or "all"; neighbours in time show the same things, so a random split would leak
+    shift : rows and columns by which colour lags: ``depth[y, x]`` belongs to ``color[y + 12, x + 2]``; the overlap of 468 x 638 is kept
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `seven_scenes`.
+    """
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"redkitchen: expected split 'train', 'test' or 'all', got {split!r}")
+    licence = "non-commercial research"
+    root = _folder(path, ("rgbd_redkitchen",), "RedKitchen (7-Scenes)", licence, "https://github.com/andyzeng/tsdf-fusion-python, data/")
+    K = torch.from_numpy(read_matrix(root / "camera-intrinsics.txt", (3, 3)))
+    found = _triples(root)
+    first, last = {"train": (0, 640), "test": (640, 800), "all": (0, 10**6)}[split]
+    names = [name for name in found if first <= int(name.split("-")[1]) < last]
+    if not names:
+        raise FileNotFoundError(f"redkitchen: no frame-*.color.jpg of the {split} split in {root}")
+    return Recorded(f"RedKitchen {split}", names, lambda name: _read_triple(found[name], K, shift), licence)
+
+# %% ../../nbs/core/scenes.ipynb #open3d
+def _trajectory(path: Path) -> list[np.ndarray]:
+    """Read a .log of camera-to-world poses: before each matrix a line of three numbers that is not needed."""
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) % 5 or any(len(line) != (4 if i % 5 else 3) for i, line in enumerate(lines)):
+        raise ValueError(f"{path}: expected blocks of five lines, three numbers and then a 4 x 4 matrix")
+    return [np.array(lines[i + 1:i + 5], dtype=np.float64) for i in range(0, len(lines), 5)]
+
+
+def open3d_rgbd(path: str | Path, depth_scale: float = 1000.0) -> Recorded:
+    """Read an RGB-D folder as Open3D's reconstruction system takes it.
+
+    Parameters
+    ----------
+    path : folder with ``color/`` (or ``image/``, ``rgb/``) and ``depth/``, whose files match in order; intrinsics as
+        ``camera_intrinsic.json`` or ``intrinsic.json`` (Open3D) or ``camera-intrinsics.txt`` (3 x 3); with or without ``trajectory.log``
+    depth_scale : value of one metre
+
+    Returns
+    -------
+    Recorded; without a trajectory all poses are the identity
+
+    Raises
+    ------
+    FileNotFoundError
+        A folder or the intrinsics are missing.
+    ValueError
+        The numbers of pictures, depth maps and poses differ, or a file is damaged.
+    """
+    root = Path(path).expanduser()
+    folders = [next((root / n for n in names if (root / n).is_dir()), None) for names in (("color", "image", "rgb"), ("depth",))]
+    if None in folders:
+        raise FileNotFoundError(f"{root}: expected the folders color/ (or image/, rgb/) and depth/")
+    color, depth = (sorted(p for p in f.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg")) for f in folders)
+    log = root / "trajectory.log"
+    poses = _trajectory(log) if log.is_file() else [np.eye(4)] * len(color)
+    if not len(color) == len(depth) == len(poses) or not color:
+        raise ValueError(f"{root}: {len(color)} pictures, {len(depth)} depth maps, {len(poses)} poses; expected as many of each")
+    files = [root / n for n in ("camera_intrinsic.json", "intrinsic.json", "camera-intrinsics.txt") if (root / n).is_file()]
+    if not files:
+        raise FileNotFoundError(f"{root}: expected camera_intrinsic.json, intrinsic.json or camera-intrinsics.txt")
+    if files[0].suffix == ".json":
+        try:
+            K = np.array(json.loads(files[0].read_text(encoding="utf-8"))["intrinsic_matrix"], dtype=np.float64).reshape(3, 3)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{files[0]}: expected intrinsic_matrix with nine numbers, column by column: {error!r}") from error
+        K = K if K[2].tolist() == [0, 0, 1] else K.T
+    else:
+        K = read_matrix(files[0], (3, 3))
+    rows = {c.stem: (c, d, pose) for c, d, pose in zip(color, depth, poses)}
+
+    def read(name: str) -> Frames:
+        c, d, pose = rows[name]
+        z = read_depth(d, depth_scale)
+        return _frames(read_image(c, "RGB"), z, Camera(torch.from_numpy(K), torch.from_numpy(pose), *z.shape), str(c))
+
+    return Recorded(f"RGB-D {root.name}", tuple(rows), read)
+
+# %% ../../nbs/core/scenes.ipynb #nyu
+_NYU_K = torch.tensor([[518.85790117450188, 0, 325.58244941119034], [0, 519.46961112127485, 253.73616633400465], [0, 0, 1]], dtype=torch.float64)
+
+
+def _open_hdf5(path: Path):
+    """Open a MATLAB 7.3 file, or say what is missing or wrong."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("NYUv2's .mat is an HDF5 file; to read it run: pip install h5py") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is no MATLAB 7.3 (HDF5) file, or it is cut short: {error}") from error
+
+
+def nyuv2(path: str | Path | None = None, split: str = "all", raw: bool = False) -> Recorded:
+    """Read the labelled part of NYU Depth v2, ``nyu_depth_v2_labeled.mat``.
+
+    Parameters
+    ----------
+    path : the file, or its folder; None looks for ``nyuv2`` in the data folders
+    split : "train" (795), "test" (654) or "all"; train and test are in ``splits.mat`` beside it
+    raw : take the depth as measured, with holes, and not the one with the holes filled in
+
+    Returns
+    -------
+    Recorded of 480 x 640, with ``semantic`` (0 unlabelled, else an index of ``labels``) and ``instance``; poses are the identity. K is the colour
+    camera's as published with the data; whether its pixel centres are at whole numbers is not stated there
+
+    Raises
+    ------
+    ImportError
+        h5py is not installed.
+    FileNotFoundError, ValueError
+        No file; no HDF5, cut short, or a field is missing; another split.
+    """
+    licence = "not stated; cite Silberman et al. 2012"
+    root = _folder(path, ("nyuv2", "NYUv2", "nyu_depth_v2"), "NYU Depth v2, labelled", licence, "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html")
+    file = root / "nyu_depth_v2_labeled.mat" if root.is_dir() else root
+    keys = {"images": 4, "rawDepths" if raw else "depths": 3, "labels": 3, "instances": 3}
+    with _open_hdf5(file) as f:
+        if missing := [k for k, n in keys.items() if k not in f or f[k].ndim != n]:
+            raise ValueError(f"{file} has no array {missing[0]!r} of {keys[missing[0]]} axes: it is not the labelled set, or it is cut short")
+        labels = ("unlabelled", *("".join(map(chr, np.ravel(f[ref][()]))) for ref in np.ravel(f["names"][()]))) if "names" in f else ()
+        count = len(f["images"])
+    indices = range(count) if split == "all" else _nyu_split(file.with_name("splits.mat"), split, count)
+    depth_key = list(keys)[1]
+
+    def read(name: str) -> Frames:
+        i = int(name)
+        try:
+            with _open_hdf5(file) as f:
+                rgb, z, semantic, instance = (f[k][i] for k in keys)             # MATLAB's axes come reversed: (3, W, H) and (W, H)
+        except OSError as error:
+            raise ValueError(f"{file}: frame {i} is damaged in {depth_key} or another array: {error}") from error
+        whole = lambda v: torch.from_numpy(v.T.astype(np.int64))[None]
+        return _frames(rgb.transpose(2, 1, 0), z.T, Camera(_NYU_K, torch.eye(4, dtype=torch.float64), *z.T.shape), f"{file} {i}",
+                       semantic=whole(semantic), instance=whole(instance))
+
+    return Recorded(f"NYUv2 {split}", [f"{i:04d}" for i in indices], read, licence, labels)
+
+
+def _nyu_split(path: Path, split: str, count: int) -> list[int]:
+    """Return the indices, from 0, of a split in ``splits.mat``."""
+    from scipy.io import loadmat
+
+    if split not in ("train", "test"):
+        raise ValueError(f"nyuv2: expected split 'train', 'test' or 'all', got {split!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: it holds the split; download it from the set's page, or take split='all'")
+    try:
+        indices = (loadmat(path)[f"{split}Ndxs"].ravel().astype(int) - 1).tolist()
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{path} holds no {split}Ndxs: {error!r}") from error
+    if bad := [i for i in indices if not 0 <= i < count]:
+        raise ValueError(f"{path} names frame {bad[0] + 1}, but the set has {count}")
+    return indices
+
+# %% ../../nbs/core/scenes.ipynb #kitti-lines
+class KittiFrame(NamedTuple):
+    """A line of a split file: paths below the two roots (no depth: None), the folder of its calibration, focal length if the line has it."""
+
+    rgb: str
+    depth: str | None
+    date: str
+    camera: str  # "02" or "03"
+    focal: float | None
+
+
+def kitti_split(path: str | Path) -> list[KittiFrame]:
+    """Read a split file of KITTI, in either of its two usual forms.
+
+    ``DATE/DRIVE/image_02/data/0000000069.jpg DRIVE/proj_depth/groundtruth/image_02/0000000069.png 721.5377`` names picture, depth (or
+    ``None``) and focal length; ``DATE/DRIVE 69 l`` names the drive, the number and the side.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file; a line of neither form, by its number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such split file: {path}")
+    frames = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        try:
+            if len(words) == 3 and words[2] in ("l", "r"):
+                (date, drive), index, camera = words[0].split("/"), int(words[1]), {"l": "02", "r": "03"}[words[2]]
+                frames.append(KittiFrame(f"{date}/{drive}/image_{camera}/data/{index:010d}.jpg",
+                                         f"{drive}/proj_depth/groundtruth/image_{camera}/{index:010d}.png", date, camera, None))
+            elif words:
+                rgb, depth, focal = words if len(words) == 3 else (*words, None)
+                camera = Path(rgb).parts[-3].removeprefix("image_")
+                frames.append(KittiFrame(rgb, None if depth == "None" else depth, rgb.split("/")[0], camera, focal and float(focal)))
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{path}, line {number}: expected 'picture depth focal' or 'DATE/DRIVE number l|r', got {line!r}") from error
+    return frames
+
+# %% ../../nbs/core/scenes.ipynb #kitti
+def _calibration(path: Path, key: str) -> np.ndarray:
+    """Return the left 3 x 3 part of a projection matrix of a KITTI calibration file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: it holds the camera's focal length")
+    rows = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines() if ":" in line)
+    try:
+        return np.array(rows[key].split(), dtype=np.float64).reshape(3, 4)[:, :3]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has no 3 x 4 matrix {key}") from error
+
+
+def kitti(path: str | Path, split_file: str | Path, depth_path: str | Path | None = None) -> Recorded:
+    """Read frames of KITTI that a split file lists, Eigen's for instance.
+
+    Parameters
+    ----------
+    path : folder of the raw data, with ``2011_09_26/...`` inside; a picture may be .png or .jpg
+    split_file : see `kitti_split`; lines without a depth map are left out, as every evaluation does
+    depth_path : folder of the depth maps (PNG, 256 a metre), with the drives inside, or with ``train/`` and ``val/`` that hold them; default ``path``
+
+    Returns
+    -------
+    Recorded of various sizes, at frame level named by the picture's path; poses are the identity. K is from ``calib_cam_to_cam.txt``
+    (P_rect), else the focal length of the line with a centred principal point
+
+    Raises
+    ------
+    FileNotFoundError
+        A picture or depth map of the list is missing: the first by name, with the number of others.
+    ValueError
+        A line or a file that cannot be read.
+    """
+    root, depth_root = Path(path).expanduser(), Path(path if depth_path is None else depth_path).expanduser()
+    rows, missing = {}, []
+    for f in kitti_split(split_file):
+        if f.depth is None:
+            continue
+        picture = next((p for s in (".png", ".jpg") if (p := (root / f.rgb).with_suffix(s)).is_file()), root / f.rgb)
+        depth = next((p for part in ("", "train", "val") if (p := depth_root / part / f.depth).is_file()), depth_root / f.depth)
+        missing += [p for p in (picture, depth) if not p.is_file()]
+        rows[f.rgb] = (picture, depth, f)
+    if missing or not rows:
+        raise FileNotFoundError(f"KITTI: {missing[0]} is missing, and {len(missing) - 1} more of {2 * len(rows)} files" if missing else
+                                f"KITTI: {split_file} lists no frame with a depth map")
+
+    def read(name: str) -> Frames:
+        picture, depth, f = rows[name]
+        z = read_depth(depth, 256)
+        calibration = root / f.date / "calib_cam_to_cam.txt"
+        if calibration.is_file() or f.focal is None:
+            K = torch.from_numpy(_calibration(calibration, f"P_rect_{f.camera}"))
+        else:
+            K = torch.tensor([[f.focal, 0, z.shape[1] / 2], [0, f.focal, z.shape[0] / 2], [0, 0, 1]], dtype=torch.float64)
+        return _frames(read_image(picture, "RGB"), z, Camera(K, torch.eye(4, dtype=torch.float64), *z.shape), str(picture))
+
+    return Recorded(f"KITTI {Path(split_file).stem}", tuple(rows), read, "CC BY-NC-SA 3.0")
+
+
+def lidar_outdoor3(path: str | Path | None = None) -> Recorded:
+    """Read three driving frames of Argoverse in KITTI's object layout, with projected LiDAR depth; a smoke test, not a benchmark."""
+    licence = "CC BY-NC-SA 4.0 (Argoverse)"
+    root = _folder(path, ("lidar_outdoor3",), "Three outdoor frames with LiDAR depth", licence, "https://github.com/swdev1202/kitti_object_vis, data/object/training/")
+    names = sorted(p.stem for p in (root / "image_2").glob("*.png"))
+
+    def read(name: str) -> Frames:
+        z = read_depth(root / "sparse_depth_x256" / f"{name}.png", 256)
+        K = torch.from_numpy(_calibration(root / "calib" / f"{name}.txt", "P2"))
+        return _frames(read_image(root / "image_2" / f"{name}.png", "RGB"), z, Camera(K, torch.eye(4, dtype=torch.float64), *z.shape), name)
+
+    return Recorded("LiDAR outdoor, 3 frames", names, read, licence)
+
+# %% ../../nbs/core/scenes.ipynb #crops
+CROPS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {  # (height, width) -> top, bottom, left, right
+    "garg": lambda h, w: (int(0.40810811 * h), int(0.99189189 * h), int(0.03594771 * w), int(0.96405229 * w)),
+    "eigen_kitti": lambda h, w: (int(0.3324324 * h), int(0.91351351 * h), int(0.0359477 * w), int(0.96405229 * w)),
+    "eigen_nyu": lambda h, w: (45, 471, 41, 601),
+}
+
+
+def crop_mask(name: str, height: int, width: int, device: str | torch.device = "cpu") -> Tensor:
+    """Return the pixels that a protocol evaluates, (1, 1, H, W) bool: "garg" or "eigen_kitti" for KITTI, "eigen_nyu" for NYU's 480 x 640.
+
+    Raises
+    ------
+    ValueError
+        Another name, or "eigen_nyu" for another size.
+    """
+    if name not in CROPS or (name == "eigen_nyu" and (height, width) != (480, 640)):
+        raise ValueError(f"crop_mask: expected one of {', '.join(CROPS)}, the last for 480 x 640 only, got {name!r} for {height} x {width}")
+    top, bottom, left, right = CROPS[name](height, width)
+    mask = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
+    mask[..., top:bottom, left:right] = True
+    return mask
+
+
+def kb_crop(frames: Frames) -> Frames:
+    """Return the middle 1216 columns of the bottom 352 rows, as KITTI's benchmark cuts its pictures; ValueError if they are smaller."""
+    h, w = frames.depth.shape[-2:]
+    if h < 352 or w < 1216:
+        raise ValueError(f"kb_crop: expected at least 352 x 1216 pixels, got {h} x {w}")
+    top, left = h - 352, (w - 1216) // 2
+    cut = lambda v: v.crop(top, left, 352, 1216) if isinstance(v, Camera) else v[..., top:, left:left + 1216]
+    return frames._map(cut)
