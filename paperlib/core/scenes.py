@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -468,10 +468,15 @@ def _hash(i: Tensor, j: Tensor | float = 0.0) -> Tensor:
     return (torch.sin(i * 12.9898 + j * 78.233) * 437.5453).frac().abs()
 
 
+def _over(a: Tensor, b: Tensor) -> Tensor:
+    """Return the share covered by two patterns that know nothing of each other."""
+    return a + b - a * b
+
+
 def _bricks(u: Tensor, v: Tensor, w: Tensor) -> Tensor:
     row = v.floor()
     u = u + 0.5 * (row % 2)
-    return torch.maximum(torch.maximum(_line(u, w / 2, 0.05), _line(v, w, 0.1)), 0.35 * _hash(u.floor(), row) * _fade(w))
+    return _over(_over(_line(u, w / 2, 0.05), _line(v, w, 0.1)), 0.35 * torch.lerp(torch.full_like(u, 0.5), _hash(u.floor(), row), _fade(w)))
 
 
 def _grain(u: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -484,9 +489,9 @@ PATTERNS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (u, v, w)
     "plain": lambda u, v, w: torch.zeros_like(u),
     "checker": lambda u, v, w: 0.5 + 0.5 * _wave(u, w) * _wave(v, w),
     "stripes": lambda u, v, w: 0.5 + 0.5 * _wave(u, w),
-    "tiles": lambda u, v, w: torch.maximum(_line(u, w), _line(v, w)),
+    "tiles": lambda u, v, w: _over(_line(u, w), _line(v, w)),
     "bricks": _bricks,
-    "planks": lambda u, v, w: torch.maximum(_line(u, w, 0.04), 0.6 * torch.lerp(torch.full_like(u, 0.5), _hash(u.floor()), _fade(w))),
+    "planks": lambda u, v, w: _over(_line(u, w, 0.04), 0.6 * torch.lerp(torch.full_like(u, 0.5), _hash(u.floor()), _fade(w))),
     "grain": _grain,
     "panes": lambda u, v, w: (1 - _line(u, w, 0.5)) * (1 - _line(v, w, 0.45)),
     "lane": lambda u, v, w: _line(u, w / 8, 0.025) * (0.5 + 0.5 * _wave(v, w)),
@@ -851,9 +856,19 @@ class Frames:
         index = slice(index, index + 1 or None) if isinstance(index, int) else index
         return replace(self._map(lambda v: v[index]), names=self.names[index])
 
-    def to(self, *args, **kwargs) -> Frames:
-        """Return the frames on another device, as ``Tensor.to`` takes it."""
-        return self._map(lambda v: v.to(*args, **kwargs))
+    def to(self, device: str | torch.device) -> Frames:
+        """Return the frames on another device."""
+        return self._map(lambda v: v.to(device))
+
+    def resize(self, height: int, width: int) -> Frames:
+        """Return the frames at another size: colour antialiased; depth, mask, normals and labels from the nearest pixel, never blended."""
+        def near(v: Tensor) -> Tensor:
+            planes = v if v.ndim == 4 else v[:, None]
+            out = F.interpolate(planes.double(), (height, width), mode="nearest-exact").to(v.dtype)
+            return out if v.ndim == 4 else out[:, 0]
+
+        colour = F.interpolate(self.rgb, (height, width), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        return replace(self._map(lambda v: v.resize(height, width) if isinstance(v, Camera) else near(v)), rgb=colour)
 
     @classmethod
     def cat(cls, frames: Sequence[Frames]) -> Frames:
@@ -965,17 +980,25 @@ class RoomConfig(SceneConfig):
 
     side: tuple[float, float] = (2.0, 10.0)
     height: tuple[float, float] = (2.3, 3.2)
-    furniture: tuple[float, float] = (0.4, 1.0)
+    furniture: tuple[float, float] = (0.5, 1.1)
 
 
 @dataclass(frozen=True)
 class RoadConfig(SceneConfig):
-    """Streets with a carriageway of ``width`` metres and objects up to ``length`` metres ahead."""
+    """Streets with a carriageway of ``width`` metres and objects up to ``length`` metres ahead.
+
+    The ground goes on to the horizon, so some depths are kilometres: cap them, as protocols do.
+    """
 
     camera_height: tuple[float, float] = (1.2, 2.0)
     pitch: tuple[float, float] = (-8.0, 4.0)
     width: tuple[float, float] = (6.0, 12.0)
     length: tuple[float, float] = (90.0, 150.0)
+
+# %% ../../nbs/core/scenes.ipynb #digest
+def _digest(text: str) -> int:
+    """Return a number of 63 bits that depends on a text alone, the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 # %% ../../nbs/core/scenes.ipynb #furniture
 class _Piece(NamedTuple):
@@ -1059,12 +1082,18 @@ def _color(u: Callable, grey: float = 0.5) -> tuple[float, float, float]:
     return tuple(min(1.0, value * (grey + (1 - grey) * u(0.2, 1.8))) for _ in range(3))
 
 
-def _paint(u: Callable, patterns: Sequence[str], period: tuple[float, float], grey: float = 0.4) -> Material:
-    """Draw a material with one of some patterns and a period between two lengths in metres."""
-    color, size = _color(u, grey), u(*period)
-    darker = u(0.35, 0.75)
-    name = _pick(u, patterns)
-    return Material(color, tuple(darker * c for c in color), name, (size * (3 if name == "bricks" else 1), size))
+_PLAIN = ("plain", (1.0, 1.0))                                  # patterns with the least and the largest period, metres
+_WALLS = (_PLAIN, ("grain", (0.3, 0.5)), ("stripes", (0.2, 0.3)), ("bricks", (0.18, 0.22)), ("tiles", (0.3, 0.4)))
+_FLOORS = (("planks", (0.15, 0.2)), ("tiles", (0.4, 0.5)), ("checker", (0.7, 0.9)), ("grain", (0.3, 0.5)))
+_CLOTH = (_PLAIN, ("grain", (0.1, 0.3)), ("stripes", (0.06, 0.1)))
+_RUG = (("checker", (0.2, 0.4)), ("stripes", (0.15, 0.3)), ("grain", (0.2, 0.4)))
+
+
+def _paint(u: Callable, patterns: Sequence[tuple[str, tuple[float, float]]], grey: float = 0.4) -> Material:
+    """Draw a material: a colour, a darker one, one of some patterns and a period between its two lengths."""
+    color, (name, period) = _color(u, grey), _pick(u, patterns)
+    darker, size = u(0.35, 0.75), u(*period)
+    return Material(color, tuple(darker * c for c in color), name, (size * (2 if name == "bricks" else 1), size))
 
 
 def _turned(x: float, y: float, yaw: float) -> tuple[float, float]:
@@ -1085,7 +1114,7 @@ def _furnish(u: Callable, W: float, D: float, n: int, size: float) -> tuple[list
     kinds = list(_FURNITURE)
     for _ in range(n):
         make = _pick(u, kinds)
-        piece, paint = make(u), (_paint(u, ("plain", "grain", "plain", "stripes"), (0.08, 0.3)), *(_paint(u, ("plain", "grain"), (0.1, 0.3)) for _ in (1, 2)))
+        piece, paint = make(u), [_paint(u, _CLOTH), _paint(u, _CLOTH[:2]), _paint(u, _CLOTH[:2])]
         for _ in range(6):
             side, along, turn = _pick(u, range(4)), u(-1, 1), u(-0.4, 0.4)
             w, d = piece.footprint
@@ -1117,7 +1146,7 @@ def _on_walls(u: Callable, W: float, D: float, H: float, instance: int) -> list[
         length, reach = ((W, D) if side % 2 == 0 else (D, W))
         kind = _pick(u, ("door", "window", "picture", "picture", "none"))
         w, h, z = {"door": (0.85, 2.0, 1.0), "window": (u(0.8, 1.8), u(0.9, 1.3), 1.5)}.get(kind, (u(0.3, 0.9), u(0.3, 0.7), 1.5))
-        along, paint = u(-1, 1) * max(0.0, (length - w) / 2 - 0.1), _paint(u, ("grain", "checker", "plain"), (0.1, 0.4))
+        along, paint = u(-1, 1) * max(0.0, (length - w) / 2 - 0.1), _paint(u, (*_RUG, _PLAIN))
         if kind == "none" or w > length - 0.2:
             continue
         if kind == "window":
@@ -1125,7 +1154,7 @@ def _on_walls(u: Callable, W: float, D: float, H: float, instance: int) -> list[
         instance += 1
         x, y = _turned(along, reach / 2, yaw)
         out.append(Box((x, y, z), (w, 0.06, min(h, H - 0.1)), yaw, paint, kind, instance))
-    paint = _paint(u, ("checker", "stripes", "grain"), (0.15, 0.5))
+    paint = _paint(u, _RUG)
     size = (u(0.3, 0.6) * W, u(0.3, 0.6) * D, 0.016)
     return [*out, Box((u(-0.15, 0.15) * W, u(-0.15, 0.15) * D, 0.008), size, 0.0, paint, "floor", 0)]
 
@@ -1134,8 +1163,8 @@ def room(config: RoomConfig, seed: int | str) -> Scene:
     """Return a furnished room: its middle on the floor is the origin, its walls are parallel to the axes."""
     u = random.Random(f"room {seed}").uniform
     W, D, H = u(*config.side), u(*config.side), u(*config.height)
-    walls = [_paint(u, ("plain", "grain", "stripes", "bricks", "tiles", "plain"), (0.12, 0.5), 0.75) for _ in range(2)]
-    floor, ceiling = _paint(u, ("planks", "tiles", "checker", "grain", "planks"), (0.12, 0.5)), Material((v := u(0.6, 0.95), v, v), (0.8 * v,) * 3, _pick(u, ("plain", "plain", "tiles")), (0.6, 0.6))
+    walls, floor, white = [_paint(u, _WALLS, 0.75) for _ in range(2)], _paint(u, _FLOORS), u(0.6, 0.95)
+    ceiling = Material((white,) * 3, (0.8 * white,) * 3, _pick(u, ("plain", "plain", "tiles")), (0.6, 0.6))
     planes = [Plane((0, 0, 1), 0, floor, "floor"), Plane((0, 0, -1), H, ceiling, "ceiling")]
     planes += [Plane((s, 0, 0), W / 2, walls[0], "wall") for s in (1, -1)] + [Plane((0, s, 0), D / 2, walls[1], "wall") for s in (1, -1)]
     light = Light((u(-0.25, 0.25) * W, u(-0.25, 0.25) * D, H - 0.3), u(0.45, 0.85))
@@ -1173,7 +1202,7 @@ def _pole(u: Callable) -> _Piece:
 def _house(u: Callable, x: float, y: float, width: float, size: float, instance: int) -> tuple[list[Box], list[Mesh]]:
     """Return a building whose front faces the road at x = 0, with a gable roof if it is low."""
     depth, height, s = u(7, 12), u(4, 18) * size, math.copysign(1, x)
-    wall = _paint(u, ("bricks", "plain"), (0.3, 0.5))
+    wall = _paint(u, (("bricks", (0.3, 0.5)), _PLAIN))
     panes = Material(_color(u), (0.12, 0.15, 0.2), "panes", (u(1.6, 2.6), u(2.4, 3.2)))
     body = Box((x + s * depth / 2, y, height / 2), (depth, width, height), 0.0, panes if u(0, 1) < 0.7 else wall, "building", instance)
     if height > 8 * size:
@@ -1195,7 +1224,7 @@ def _traffic(u: Callable, half: float, walk: float, length: float, size: float) 
             place = (_pick(u, (half / 2, half - 1.0)) if kind is _car else half + walk * u(0.25, 0.8)) * side
             piece, instance = kind(u), instance + 1
             green = Material((0.1, u(0.2, 0.4), 0.08), (0.04, 0.12, 0.03), "grain", (0.5, 0.5))
-            paint = (_paint(u, ("plain",), (1, 1)), Material((0.08, 0.07, 0.06)), green if kind is _tree else Material((0.2, 0.22, 0.26)))
+            paint = (_paint(u, (_PLAIN,)), Material((0.08, 0.07, 0.06)), green if kind is _tree else Material((0.2, 0.22, 0.26)))
             yaw = side * math.pi / 2 if kind is _pole else u(-0.06, 0.06)
             more, round_ = _put(piece, place, y, yaw, size, paint, instance)
             boxes += more
@@ -1209,7 +1238,7 @@ def road(config: RoadConfig, seed: int | str) -> Scene:
     u = random.Random(f"road {seed}").uniform
     half, walk, length, size = u(*config.width) / 2, u(1.6, 3.5), u(*config.length), config.object_size
     grass = Material((0.22, 0.36, 0.12), (0.1, 0.2, 0.06), "grain", (0.8, 0.8))
-    asphalt, stone = Material((0.16, 0.16, 0.17), (0.8, 0.8, 0.75), "lane", (half, u(5, 9))), _paint(u, ("tiles", "checker"), (0.5, 1.0))
+    asphalt, stone = Material((0.16, 0.16, 0.17), (0.8, 0.8, 0.75), "lane", (half, u(5, 9))), _paint(u, (("tiles", (0.5, 1.0)), ("checker", (1.0, 2.0))))
     ground = [Box((0, 90, -0.04), (2 * half, 400, 0.1), 0.0, asphalt, "road"),
               *(Box((s * (half + walk / 2), 90, 0.0), (walk, 400, 0.26), 0.0, stone, "pavement") for s in (-1, 1))]
     boxes, balls = _traffic(u, half, walk, length, size)
@@ -1221,7 +1250,7 @@ def road(config: RoadConfig, seed: int | str) -> Scene:
             instance += 1
             if gap:
                 boxes.append(Box((side * (half + walk + 0.4), y + width / 2, 0.6 * size), (0.15, width, 1.2 * size), 0.0,
-                                 _paint(u, ("stripes", "planks"), (0.12, 0.2)), "fence", instance))
+                                 _paint(u, (("stripes", (0.2, 0.3)), ("planks", (0.12, 0.2)))), "fence", instance))
             else:
                 more, roofs = _house(u, side * (half + walk + u(0.5, 4)), y + width / 2, width - u(0, 2), size, instance)
                 boxes += more
@@ -1238,10 +1267,11 @@ def _clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
     """Return how far points (N, 3) lie from the nearest box or ball, metres; below 0 inside."""
     a = scene.arrays
     solid = slice(a["counts"][0], a["counts"][:3].sum())
-    offset = points[:, None] - a["center"][solid]
-    local = np.abs(np.matmul(a["frame"][solid], offset[..., None])[..., 0]) - a["half"][solid]
-    boxes = np.linalg.norm(local.clip(0), axis=-1) + local.max(-1).clip(max=0)
-    balls = np.linalg.norm(offset, axis=-1) - a["half"][solid][:, 0]
+    offset = (points[:, None] - a["center"][solid]).transpose(2, 0, 1)           # (3, N, boxes and balls)
+    frame, half = a["frame"][solid].transpose(1, 2, 0)[..., None, :], a["half"][solid].T
+    local = [np.abs((frame[k] * offset).sum(0)) - half[k] for k in range(3)]
+    boxes = np.sqrt(sum(v.clip(0) ** 2 for v in local)) + np.maximum.reduce(local).clip(max=0)
+    balls = np.sqrt((offset**2).sum(0)) - half[0]
     return np.where(a["round"][solid, 0] > 0, balls, boxes).min(1, initial=math.inf)
 
 
@@ -1251,15 +1281,15 @@ def place_cameras(scene: Scene, config: SceneConfig, seed: int | str, height: in
     Parameters
     ----------
     height, width : of the pictures, pixels
-    n : cameras; of 24 places each stands at the first with 0.35 m of air around it, else at the airiest
+    n : cameras; of 24 places each stands at the first with 0.45 m of air around it, else at the airiest
 
     Returns
     -------
     Camera with n poses, without roll
     """
-    rng = np.random.default_rng([int.from_bytes(hashlib.sha256(f"camera {seed}".encode()).digest()[:8], "little")])
+    rng = np.random.default_rng(_digest(f"camera {seed}"))
     x0, y0, x1, y1 = np.array(scene.space) / scene.unit
-    margin = min(0.4, (x1 - x0) / 4, (y1 - y0) / 4)
+    margin = min(0.5, (x1 - x0) / 4, (y1 - y0) / 4)
     low, high = config.camera_height
     high = min(high, scene.ceiling / scene.unit - 0.2)
     poses, focal = [], []
@@ -1267,8 +1297,8 @@ def place_cameras(scene: Scene, config: SceneConfig, seed: int | str, height: in
         share = rng.random((24, 3))
         places = np.array([x0 + margin, y0 + margin, low]) + share * [x1 - x0 - 2 * margin, y1 - y0 - 2 * margin, max(0.0, high - low)]
         free = _clearance(scene, places * scene.unit) / scene.unit
-        eye = places[np.argmax(free > 0.35) if (free > 0.35).any() else free.argmax()]
-        headings = np.radians(scene.heading[0] + rng.random(2) * (scene.heading[1] - scene.heading[0]))
+        eye = places[np.argmax(free > 0.45) if (free > 0.45).any() else free.argmax()]
+        headings = np.radians(scene.heading[0] + rng.random(3) * (scene.heading[1] - scene.heading[0]))
         ahead = [min(((x1 if c < 0 else x0) - eye[0]) / -c if c else 9e9, ((y1 if d > 0 else y0) - eye[1]) / d if d else 9e9)
                  for c, d in zip(np.sin(headings), np.cos(headings))]
         yaw, pitch = headings[int(np.argmax(ahead))], np.radians(rng.uniform(*config.pitch))
@@ -1327,18 +1357,18 @@ class Sensor:
 
     def measure(self, frames: Frames, generator: torch.Generator) -> Frames:
         """Return the frames as this sensor gives them: ``depth`` measured, 0 where ``mask`` is now false; the rest as it was."""
-        z, rand = frames.depth, lambda: torch.rand(frames.depth.shape, generator=generator, device=frames.depth.device, dtype=frames.depth.dtype)
-        normal = lambda like: torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-        mask = frames.mask & (rand() >= self.dropout)
+        z = frames.depth
+        rand, normal = (lambda v, f=f: f(v.shape, generator=generator, device=v.device, dtype=v.dtype) for f in (torch.rand, torch.randn))
+        mask = frames.mask & (rand(z) >= self.dropout)
         if self.grazing < 90:
             rays = get_rays(*z.shape[-2:], frames.camera.K.to(z), torch.eye(4, dtype=z.dtype, device=z.device).expand(len(z), 4, 4))[1].movedim(-1, 1)
             angle = torch.rad2deg((-(frames.normals * rays).sum(1, keepdim=True) / rays.norm(dim=1, keepdim=True)).clamp(-1, 1).acos())
-            mask &= rand() >= torch.sigmoid((angle - self.grazing) / 2)
+            mask &= rand(z) >= torch.sigmoid((angle - self.grazing) / 2)
         if self.edge:
             nearest = -F.max_pool2d(-z.where(frames.mask, z.new_tensor(math.inf)), 2 * self.edge + 1, 1, self.edge)
             mask &= nearest >= z * (1 - self.jump)
         if self.lines:
-            mask &= self._scanned(frames.camera.to(z))
+            mask &= _scanned(self, frames.camera.to(z))
         z = z + normal(z) * (self.noise + self.noise_z2 * z.square())
         if self.inverse_step:
             z = 1 / ((1 / z.clamp(min=1e-6) / self.inverse_step).round() * self.inverse_step).clamp(min=1e-6)
@@ -1348,16 +1378,17 @@ class Sensor:
         rgb = frames.rgb if not self.color_noise else (frames.rgb + self.color_noise * normal(frames.rgb)).clamp(0, 1)
         return replace(frames, rgb=rgb, depth=z.where(mask, z.new_zeros(())), mask=mask)
 
-    def _scanned(self, camera: Camera) -> Tensor:
-        """Say which pixels (B, 1, H, W) a line of the scanner crosses at one of its azimuths; z is up."""
-        H, W, (low, high) = camera.height, camera.width, self.elevation
-        corner = get_rays(H + 1, W + 1, camera.K, camera.c2w, offset=0)[1]
-        rows, columns = (corner[:, :, 1:] + corner[:, :, :-1]) / 2, (corner[:, 1:] + corner[:, :-1]) / 2
-        up = torch.rad2deg(torch.atan2(rows[..., 2], rows[..., :2].norm(dim=-1)))
-        line = ((up - low) / (high - low) * (self.lines - 1)).floor()
-        turn = (torch.rad2deg(torch.atan2(columns[..., 1], columns[..., 0])) / self.azimuth_step).floor()
-        level = (line[:, 1:] != line[:, :-1]) & (up[:, 1:].maximum(up[:, :-1]) >= low) & (up[:, 1:].minimum(up[:, :-1]) <= high)
-        return (level & (turn[:, :, 1:] != turn[:, :, :-1]))[:, None]
+# %% ../../nbs/core/scenes.ipynb #scanned
+def _scanned(sensor: Sensor, camera: Camera) -> Tensor:
+    """Say which pixels (B, 1, H, W) a line of the scanner crosses at one of its azimuths; z is up."""
+    H, W, (low, high) = camera.height, camera.width, sensor.elevation
+    corner = get_rays(H + 1, W + 1, camera.K, camera.c2w, offset=0)[1]
+    rows, columns = (corner[:, :, 1:] + corner[:, :, :-1]) / 2, (corner[:, 1:] + corner[:, :-1]) / 2
+    up = torch.rad2deg(torch.atan2(rows[..., 2], rows[..., :2].norm(dim=-1)))
+    line = ((up - low) / (high - low) * (sensor.lines - 1)).floor()
+    turn = (torch.rad2deg(torch.atan2(columns[..., 1], columns[..., 0])) / sensor.azimuth_step).floor()
+    level = (line[:, 1:] != line[:, :-1]) & (up[:, 1:].maximum(up[:, :-1]) >= low) & (up[:, 1:].minimum(up[:, :-1]) <= high)
+    return (level & (turn[:, :, 1:] != turn[:, :, :-1]))[:, None]
 
 # %% ../../nbs/core/scenes.ipynb #stream
 class SceneStream(IterableDataset):
@@ -1399,7 +1430,7 @@ class SceneStream(IterableDataset):
         frames = replace(frames, names=tuple(f"{name}/{v}" for name in names for v in range(self.views)))
         if self.sensor is None:
             return frames
-        return self.sensor.measure(frames, torch.Generator(frames.depth.device).manual_seed(hash((self.seed, index)) % 2**63))
+        return self.sensor.measure(frames, torch.Generator(frames.depth.device).manual_seed(_digest(f"sensor {self.seed}/{index}")))
 
     def __iter__(self) -> Iterator[Frames]:
         worker = get_worker_info()
@@ -1413,13 +1444,13 @@ class SceneStream(IterableDataset):
 def still_life(seed: int | str, things: int = 9) -> Scene:
     """Return objects on a table of 1.6 metres, before white: its top is the plane z = 0, its middle the origin."""
     u = random.Random(f"still life {seed}").uniform
-    patterns = ("checker", "stripes", "grain", "bricks", "tiles")
+    patterns = [(name, (0.03, 0.09)) for name in ("checker", "stripes", "grain", "bricks", "tiles")]
     table = Box((0, 0, -0.03), (1.6, 1.6, 0.06), 0.0, Material((0.5, 0.38, 0.26), (0.3, 0.2, 0.12), "planks", (0.2, 0.2)), "table", 1)
     boxes, balls, meshes = [table], [], []
     for i in range(things):
         ring, turn = (0.0 if i == 0 else u(0.3, 0.6)), i * 2.4 + u(-0.2, 0.2)
         x, y, s, instance = ring * math.cos(turn), ring * math.sin(turn), u(0.1, 0.2), i + 2
-        paint = _paint(u, patterns, (0.03, 0.09), 0.2)
+        paint = _paint(u, patterns, 0.2)
         if i % 3 == 1:
             balls.append(Sphere((x, y, 0.7 * s), 0.7 * s, paint, "lamp", instance))
         elif i % 3 == 2:
@@ -1430,7 +1461,7 @@ def still_life(seed: int | str, things: int = 9) -> Scene:
         else:
             h = s * u(1.0, 2.6)
             boxes.append(Box((x, y, h / 2), (s, s * u(0.7, 1.4), h), u(0, 3), paint, "box", instance))
-            balls.append(Sphere((x, y, h + 0.35 * s), 0.35 * s, _paint(u, patterns, (0.03, 0.09), 0.2), "lamp", instance))
+            balls.append(Sphere((x, y, h + 0.35 * s), 0.35 * s, _paint(u, patterns, 0.2), "lamp", instance))
     light = Light((u(-1, 1), u(-1, 1), 1.6), 0.55, sun=True)
     return Scene((), tuple(boxes), tuple(balls), tuple(meshes), light, 0.5, 0.0, (1.0, 1.0, 1.0), space=(-0.8, -0.8, 0.8, 0.8))
 
@@ -1613,6 +1644,12 @@ def _frames(rgb: np.ndarray, depth: np.ndarray, camera: Camera | None, what: str
     return Frames(torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float() / 255, z, z > 0, camera, **fields)
 
 
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError that lists what is allowed, unless a value is among it."""
+    if value not in allowed:
+        raise ValueError(f"expected {what} to be one of {', '.join(allowed)}, got {value!r}")
+
+
 def _folder(path: str | Path | None, layouts: Sequence[str], what: str, licence: str, where: str) -> Path:
     """Return the folder of a data set: the path given, or the first of its usual places; FileNotFoundError says how to get it."""
     tried = [Path(path).expanduser()] if path is not None else [root / name for root in data_roots().values() for name in layouts]
@@ -1623,6 +1660,7 @@ def _folder(path: str | Path | None, layouts: Sequence[str], what: str, licence:
                             + f"\nTo get it: download it, set PAPERLIB_DATA to a folder that holds {layouts[0]}/, or give the folder as path=")
 
 # %% ../../nbs/core/scenes.ipynb #seven-scenes
+_COLOR_K = torch.tensor([[529.2, 0, 316.4], [0, 529.2, 238.3], [0, 0, 1]], dtype=torch.float64)  # fitted on RedKitchen, see there
 _SEVEN_K = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]], dtype=torch.float64)
 
 
@@ -1637,12 +1675,26 @@ def _triples(folder: Path) -> dict[str, Path]:
     return {stem: folder / stem for stem in stems}
 
 
-def _read_triple(stem: Path, K: Tensor, shift: tuple[int, int] = (0, 0)) -> Frames:
-    """Read a frame of the 7-Scenes layout; depth[y, x] belongs to color[y + shift[0], x + shift[1]], so the overlap is kept."""
+def _register(rgb: np.ndarray, depth: np.ndarray, K: Tensor) -> np.ndarray:
+    """Return the picture (H, W, 3) uint8 of 7-Scenes' colour camera as its depth camera would see it, given the depth (H, W) in metres."""
+    z = torch.from_numpy(depth)[None, None]
+    z = z.where(z > 0, z[z > 0].median() if (z > 0).any() else z.new_ones(()))
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[0, 3] = 0.0164
+    cameras = Camera(K, torch.eye(4), *depth.shape), Camera(_COLOR_K, pose, *rgb.shape[:2])
+    uv, _ = reproject(z, *(c.to(torch.float32) for c in cameras))
+    colour = sample_at(torch.from_numpy(rgb).permute(2, 0, 1)[None].float(), uv).nan_to_num(0.0)
+    return colour[0].permute(1, 2, 0).round().byte().numpy()
+
+
+def _read_triple(stem: Path, K: Tensor, align: str) -> Frames:
+    """Read a frame of the 7-Scenes layout, its colour brought to its depth."""
     color = next(p for p in (stem.with_name(f"{stem.name}.color.png"), stem.with_name(f"{stem.name}.color.jpg")) if p.is_file())
     rgb, depth = read_image(color, "RGB"), read_depth(f"{stem}.depth.png", 1000)
-    dy, dx = shift
-    rgb, depth = rgb[dy:, dx:], depth[:depth.shape[0] - dy, :depth.shape[1] - dx]
+    if align == "fitted":
+        rgb = _register(rgb, depth, K)
+    elif align == "shift":
+        rgb, depth = rgb[12:, 2:], depth[:-12, :-2]
     try:
         camera = Camera(K, torch.from_numpy(read_matrix(f"{stem}.pose.txt", (4, 4))), *depth.shape)
     except ValueError as error:
@@ -1650,23 +1702,24 @@ def _read_triple(stem: Path, K: Tensor, shift: tuple[int, int] = (0, 0)) -> Fram
     return _frames(rgb, depth, camera, str(stem))
 
 
-def seven_scenes(path: str | Path, split: str = "all") -> Recorded:
+def seven_scenes(path: str | Path, split: str = "all", align: str = "raw") -> Recorded:
     """Read a scene of 7-Scenes: ``seq-01/frame-000000.color.png``, ``.depth.png`` (millimetres), ``.pose.txt`` (camera to world).
 
     Parameters
     ----------
     path : the folder of one scene, with ``TrainSplit.txt`` and ``TestSplit.txt``
     split : "train", "test" or "all"
+    align : "raw", or "fitted" as in `redkitchen`, whose fit has been tried on that scene alone
 
     Raises
     ------
     FileNotFoundError
         No folder, a split or sequence that is missing, or a frame without one of its files, by name.
     ValueError
-        Another split; when a frame is read, a damaged file or a pose that is none.
+        Another split or alignment; when a frame is read, a damaged file or a pose that is none.
     """
-    if split not in ("train", "test", "all"):
-        raise ValueError(f"seven_scenes: expected split 'train', 'test' or 'all', got {split!r}")
+    _one_of("align", align, ("raw", "fitted"))
+    _one_of("split", split, ("train", "test", "all"))
     root = _folder(path, (), "7-Scenes (Shotton et al. 2013)", "non-commercial use", "the project page RGB-D Dataset 7-Scenes of Microsoft Research")
     if split == "all":
         sequences = sorted(p for p in root.glob("seq-*") if p.is_dir())
@@ -1676,25 +1729,26 @@ def seven_scenes(path: str | Path, split: str = "all") -> Recorded:
     if missing := [s for s in sequences if not s.is_dir()] or ([root / "seq-01"] if not sequences else []):
         raise FileNotFoundError(f"7-Scenes: {missing[0]} is missing")
     found = {f"{s.name}/{name}": stem for s in sequences for name, stem in _triples(s).items()}
-    return Recorded(f"7-Scenes {root.name}", tuple(found), lambda name: _read_triple(found[name], _SEVEN_K), "non-commercial use")
+    return Recorded(f"7-Scenes {root.name}", tuple(found), lambda name: _read_triple(found[name], _SEVEN_K, align), "non-commercial use")
 
 # %% ../../nbs/core/scenes.ipynb #redkitchen
-def redkitchen(path: str | Path | None = None, split: str = "all", shift: tuple[int, int] = (12, 2)) -> Recorded:
+def redkitchen(path: str | Path | None = None, split: str = "all", align: str = "fitted") -> Recorded:
     """Read the walk through 7-Scenes' kitchen that is kept with TSDF fusion code, a hundred frames, split by time.
 
     Parameters
     ----------
     path : its folder; None looks for ``rgbd_redkitchen`` in the data folders
     split : "train" (frames 0 to 639), "test" (640 to 799) or "all"; neighbours in time show the same things, so a random split would leak
-    shift : rows and columns by which colour lags: ``depth[y, x]`` belongs to ``color[y + 12, x + 2]``; the overlap of 468 x 638 is kept
+    align : how colour meets depth, which come from two cameras. "fitted": colour is seen again from the depth camera, with a colour camera
+        fitted on this page; "shift": ``depth[y, x]`` is taken to belong to ``color[y + 12, x + 2]``, 468 x 638 pixels are left; "raw": as stored
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `seven_scenes`.
     """
-    if split not in ("train", "test", "all"):
-        raise ValueError(f"redkitchen: expected split 'train', 'test' or 'all', got {split!r}")
+    _one_of("split", split, ("train", "test", "all"))
+    _one_of("align", align, ("fitted", "shift", "raw"))
     licence = "non-commercial research"
     root = _folder(path, ("rgbd_redkitchen",), "RedKitchen (7-Scenes)", licence, "https://github.com/andyzeng/tsdf-fusion-python, data/")
     K = torch.from_numpy(read_matrix(root / "camera-intrinsics.txt", (3, 3)))
@@ -1703,7 +1757,7 @@ def redkitchen(path: str | Path | None = None, split: str = "all", shift: tuple[
     names = [name for name in found if first <= int(name.split("-")[1]) < last]
     if not names:
         raise FileNotFoundError(f"redkitchen: no frame-*.color.jpg of the {split} split in {root}")
-    return Recorded(f"RedKitchen {split}", names, lambda name: _read_triple(found[name], K, shift), licence)
+    return Recorded(f"RedKitchen {split}", names, lambda name: _read_triple(found[name], K, align), licence)
 
 # %% ../../nbs/core/scenes.ipynb #open3d
 def _trajectory(path: Path) -> list[np.ndarray]:
@@ -1781,6 +1835,22 @@ def _open_hdf5(path: Path):
         raise ValueError(f"{path} is no MATLAB 7.3 (HDF5) file, or it is cut short: {error}") from error
 
 
+def _nyu_split(path: Path, split: str, count: int) -> list[int]:
+    """Return the indices, from 0, of a split in ``splits.mat``."""
+    from scipy.io import loadmat
+
+    _one_of("split", split, ("train", "test", "all"))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: it holds the split; download it from the set's page, or take split='all'")
+    try:
+        indices = (loadmat(path)[f"{split}Ndxs"].ravel().astype(int) - 1).tolist()
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{path} holds no {split}Ndxs: {error!r}") from error
+    if bad := [i for i in indices if not 0 <= i < count]:
+        raise ValueError(f"{path} names frame {bad[0] + 1}, but the set has {count}")
+    return indices
+
+# %% ../../nbs/core/scenes.ipynb #nyu-read
 def nyuv2(path: str | Path | None = None, split: str = "all", raw: bool = False) -> Recorded:
     """Read the labelled part of NYU Depth v2, ``nyu_depth_v2_labeled.mat``.
 
@@ -1826,23 +1896,6 @@ def nyuv2(path: str | Path | None = None, split: str = "all", raw: bool = False)
                        semantic=whole(semantic), instance=whole(instance))
 
     return Recorded(f"NYUv2 {split}", [f"{i:04d}" for i in indices], read, licence, labels)
-
-
-def _nyu_split(path: Path, split: str, count: int) -> list[int]:
-    """Return the indices, from 0, of a split in ``splits.mat``."""
-    from scipy.io import loadmat
-
-    if split not in ("train", "test"):
-        raise ValueError(f"nyuv2: expected split 'train', 'test' or 'all', got {split!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: it holds the split; download it from the set's page, or take split='all'")
-    try:
-        indices = (loadmat(path)[f"{split}Ndxs"].ravel().astype(int) - 1).tolist()
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path} holds no {split}Ndxs: {error!r}") from error
-    if bad := [i for i in indices if not 0 <= i < count]:
-        raise ValueError(f"{path} names frame {bad[0] + 1}, but the set has {count}")
-    return indices
 
 # %% ../../nbs/core/scenes.ipynb #kitti-lines
 class KittiFrame(NamedTuple):
