@@ -433,6 +433,10 @@ def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
     flat_h = np.tile([_SIDE, _SIDE, 1.0], (len(flat_c), 1))
     n, radius = len(planes), rows([s.radius for s in spheres], 1)
     things = [*planes, *boxes, *spheres, *(m for m in meshes for _ in m.faces)]
+    for thing in (*planes, *boxes, *spheres, *meshes):
+        if thing.label not in LABELS or thing.material.pattern not in PATTERN_IDS:
+            raise ValueError(f"Scene: expected a label of {', '.join(LABELS)} and a pattern of {', '.join(PATTERN_IDS)}, "
+                             f"got {thing.label!r} and {thing.material.pattern!r}")
     paint = rows([(*m.color, *m.color2, PATTERN_IDS[m.pattern], *m.period) for m in (t.material for t in things)], 9)
     arrays = {
         "frame": np.concatenate([flat_R[:n], _box_frames(boxes), np.tile(np.eye(3), (len(spheres), 1, 1)), flat_R[n:]]),
@@ -1657,7 +1661,7 @@ def _folder(path: str | Path | None, layouts: Sequence[str], what: str, licence:
         if folder.exists():
             return folder
     raise FileNotFoundError(f"{what} was not found. Licence: {licence}. Published at: {where}.\nLooked at:\n  " + "\n  ".join(map(str, tried))
-                            + f"\nTo get it: download it, set PAPERLIB_DATA to a folder that holds {layouts[0]}/, or give the folder as path=")
+                            + (f"\nTo get it: download it, set PAPERLIB_DATA to a folder that holds {layouts[0]}/, or give the folder as path=" if layouts else ""))
 
 # %% ../../nbs/core/scenes.ipynb #seven-scenes
 _COLOR_K = torch.tensor([[529.2, 0, 316.4], [0, 529.2, 238.3], [0, 0, 1]], dtype=torch.float64)  # fitted on RedKitchen, see there
