@@ -16,6 +16,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def frames_per_second(threads: int, rounds: int) -> dict[str, float]:
         index[name] += 1
         streams[name][index[name]]
 
-    seconds = interleave({name: lambda name=name: take(name) for name in streams}, rounds)
+    seconds = interleave({name: partial(take, name) for name in streams}, rounds)
     return {f"{name}: frames/s at 160 x 120": 16 / statistics.median(t) for name, t in seconds.items()}
 
 
@@ -83,7 +84,7 @@ def ratios(threads: int, rounds: int) -> dict[str, float]:
         ours, plain = render(scene, camera).depth.flatten(), brute_force(scene, o, d)
         agree = (ours - plain.where(plain.isfinite(), torch.zeros(()))).abs() <= 1e-3 * ours.clamp(min=1)
         assert agree.float().mean() > 0.995, name
-        t = interleave({"ours": lambda: render(scene, camera), "plain": lambda: brute_force(scene, o, d)}, rounds)
+        t = interleave({"ours": partial(render, scene, camera), "plain": partial(brute_force, scene, o, d)}, rounds)
         out[f"{name}: brute-force depth / ours with everything"] = statistics.median(p / q for p, q in zip(t["plain"], t["ours"]))
     return out
 

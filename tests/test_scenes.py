@@ -16,7 +16,6 @@ from paperlib.core.scenes import (
     Box,
     Camera,
     Frames,
-    Light,
     Material,
     Mesh,
     Plane,
