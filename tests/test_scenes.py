@@ -315,6 +315,12 @@ def test_holes_grow_with_the_angle():
     assert shares == sorted(shares, reverse=True)
 
 
+def test_frames_without_normals_are_measured_by_those_of_their_depth():
+    f = replace(wall(75), normals=None)
+    inner = Sensor(grazing=70).measure(f, generator()).mask[..., 1:-1, 1:-1]
+    assert inner.float().mean() < 0.15 and Sensor(grazing=80).measure(f, generator()).mask[..., 1:-1, 1:-1].float().mean() > 0.85
+
+
 def test_range_dropout_steps_and_edges():
     f = wall()
     assert not Sensor(near=3.1).measure(f, generator()).mask.any() and not Sensor(far=2.9).measure(f, generator()).mask.any()

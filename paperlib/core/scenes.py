@@ -1369,7 +1369,8 @@ class Sensor:
         mask = frames.mask & (rand(z) >= self.dropout)
         if self.grazing < 90:
             rays = get_rays(*z.shape[-2:], frames.camera.K.to(z), torch.eye(4, dtype=z.dtype, device=z.device).expand(len(z), 4, 4))[1].movedim(-1, 1)
-            angle = torch.rad2deg((-(frames.normals * rays).sum(1, keepdim=True) / rays.norm(dim=1, keepdim=True)).clamp(-1, 1).acos())
+            normals = depth_to_normals(z, frames.camera.K.to(z)) if frames.normals is None else frames.normals
+            angle = torch.rad2deg((-(normals * rays).sum(1, keepdim=True) / rays.norm(dim=1, keepdim=True)).clamp(-1, 1).acos())
             mask &= rand(z) >= torch.sigmoid((angle - self.grazing) / 2)
         if self.edge:
             nearest = -F.max_pool2d(-z.where(frames.mask, z.new_tensor(math.inf)), 2 * self.edge + 1, 1, self.edge)
