@@ -10,6 +10,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -883,6 +884,19 @@ class Frames:
         join = lambda v: None if any(x is None for x in v) else Camera.cat(v) if isinstance(v[0], Camera) else torch.cat(v)
         return cls(names=tuple(n for x in frames for n in x.names), **{k: join(v) for k, v in columns.items() if k != "names"})
 
+# %% ../../nbs/core/scenes.ipynb #one-thread
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Let torch use one CPU thread, and as many as before afterwards."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
 # %% ../../nbs/core/scenes.ipynb #render
 _TILE, _BLOCK = 8, 1 << 10  # pixels a side, tiles at once
 
@@ -918,7 +932,8 @@ def render(scenes: Scene | Sequence[Scene], camera: Camera, *, samples: int = 1,
     if len(scenes) != len(camera):
         raise ValueError(f"render: expected one scene, or one for each of {len(camera)} cameras, got {len(scenes)}")
     step = 16
-    parts = [_render(scenes[i:i + step], camera[i:i + step], torch.device(device), dtype) for i in range(0, len(scenes), step)]
+    with _one_thread(torch.device(device)):
+        parts = [_render(scenes[i:i + step], camera[i:i + step], torch.device(device), dtype) for i in range(0, len(scenes), step)]
     frames = Frames.cat(parts)
     if samples > 1:
         fine = render(scenes, camera.resize(camera.height * samples, camera.width * samples), device=device, dtype=dtype)
