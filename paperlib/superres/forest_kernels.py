@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 # %% auto #0
-__all__ = ['VARIANCE', 'RECONSTRUCTION', 'BALANCED', 'RANDOM', 'mix64', 'draw', 'fill_buckets', 'variance_scores',
+__all__ = ['VARIANCE', 'RECONSTRUCTION', 'BALANCED', 'RANDOM', 'CONTROL', 'mix64', 'draw', 'fill_buckets', 'variance_scores',
            'solve_in_place', 'expand', 'fit_leaf', 'fill_moments', 'reconstruction_scores', 'partition',
            'gather_judges', 'draw_thresholds', 'score_candidates', 'split_node', 'split_level', 'fit_leaves',
            'boost_level', 'forest_mean', 'forest_means', 'Trees', 'Packed', 'pack', 'route', 'sort_by_leaf',
@@ -37,7 +37,10 @@ def draw(seed, tree, path, i):
 # %% ../../nbs/superres/forest_kernels.ipynb #bucket
 @njit(cache=True)
 def fill_buckets(responses, thresholds, Z, norms, sums, squares, counts):
-    """Add each sample, its squared norm and one to the bucket between two thresholds that its response falls into."""
+    """Add each sample of Z (m, d), its norm (m,) and one to the bucket between thresholds (K,) that its response (m,) falls into.
+
+    Fills sums (K + 1, d), squares and counts (K + 1,).
+    """
     sums[:], squares[:], counts[:] = 0.0, 0.0, 0
     for i in range(len(responses)):
         k = 0
@@ -51,7 +54,7 @@ def fill_buckets(responses, thresholds, Z, norms, sums, squares, counts):
 
 @njit(cache=True)
 def variance_scores(sums, squares, counts, weights, dof, least, scores):
-    """Score every threshold of one response from the bucket sums: (n_l E_l + n_r E_r) / n, infinite where a side has too few."""
+    """Fill scores (K,) with (n_l E_l + n_r E_r) / n of every threshold from the bucket sums; infinite where a side has under ``least``."""
     total, left = sums.sum(axis=0), np.zeros(sums.shape[1])
     n, square = counts.sum(), squares.sum()
     n_left, square_left = 0, 0.0
@@ -125,7 +128,7 @@ def fit_leaf(X, Y, index, kind, ridge, A, B, phi):
 # %% ../../nbs/superres/forest_kernels.ipynb #reconstruction
 @njit(cache=True)
 def fill_moments(responses, thresholds, Z, n_targets, A, B, squares):
-    """Add phi phi', phi y' and y'y of each sample to its bucket between two thresholds; phi is [x, 1]."""
+    """Add phi phi', phi y' and y'y of each row [y, x] of Z to its bucket: A (K + 1, P, P), B (K + 1, P, D), squares (K + 1,); phi is [x, 1]."""
     P, phi = A.shape[1], np.ones(A.shape[1])
     A[:], B[:], squares[:] = 0.0, 0.0, 0.0
     for s in range(len(responses)):
@@ -170,7 +173,7 @@ def reconstruction_scores(A, B, squares, weights, dof, ridge, least, scores):
 # %% ../../nbs/superres/forest_kernels.ipynb #partition
 @njit(cache=True)
 def partition(X, order, scratch, a, b, threshold, least):
-    """Reorder the samples of a node, left before right and otherwise as they were; return how many went left, 0 if a side would have too few."""
+    """Reorder a node's samples ``order`` (n,), left before right and otherwise as they were; return how many went left, 0 if a side would have too few."""
     n = len(order)
     n_left, n_right = 0, 0
     for i in range(n):
@@ -220,6 +223,7 @@ def draw_thresholds(responses, seed, tree, path, at, thresholds):
 
 # %% ../../nbs/superres/forest_kernels.ipynb #score-node
 VARIANCE, RECONSTRUCTION, BALANCED, RANDOM = range(4)
+CONTROL = 1 << 32  # where a node's random numbers for the control "random" begin
 
 
 @njit(cache=True)
@@ -233,7 +237,7 @@ def score_candidates(X, Y, order, weights, dof, ridge, seed, tree, path, n_thres
     for p in range(len(pairs)):
         at = samples + p * (2 + n_thresholds)
         a, b = int(draw(seed, tree, path, np.uint64(at)) * F), int(draw(seed, tree, path, np.uint64(at + 1)) * (F - 1))
-        b = -1 if single else b + (b >= a)
+        b = -1 if single or F == 1 else b + (b >= a)
         pairs[p, 0], pairs[p, 1] = a, b
         for i in range(len(Z)):
             responses[i] = np.float32(Z[i, D + a]) - np.float32(Z[i, D + b]) if b >= 0 else np.float32(Z[i, D + a])
@@ -245,8 +249,10 @@ def score_candidates(X, Y, order, weights, dof, ridge, seed, tree, path, n_thres
         fill_buckets(responses, thresholds[p], Z, norms, sums, squares, counts)
         variance_scores(sums, squares, counts, weights, dof, least, scores[p])
         for k in range(K):
-            if objective != VARIANCE and scores[p, k] < np.inf:
-                scores[p, k] = float((2 * counts[: k + 1].sum() - len(Z)) ** 2) if objective == BALANCED else 0.0
+            if objective == BALANCED and scores[p, k] < np.inf:
+                scores[p, k] = float((2 * counts[: k + 1].sum() - len(Z)) ** 2)
+            elif objective == RANDOM and scores[p, k] < np.inf:
+                scores[p, k] = 1 + draw(seed, tree, path, np.uint64(CONTROL + p * K + k))
 
 # %% ../../nbs/superres/forest_kernels.ipynb #split-node
 @njit(cache=True)
@@ -273,7 +279,11 @@ def split_node(X, Y, order, scratch, weights, dof, ridge, seed, tree, path, n_pa
 # %% ../../nbs/superres/forest_kernels.ipynb #split-level
 @njit(parallel=True, cache=True)
 def split_level(X, Y, order, scratch, nodes, path, weights, dof, ridge, seed, n_pairs, n_thresholds, samples, min_split, least, objective, single, features, thresholds, n_left):
-    """Split all nodes of one level of all trees; ``nodes`` holds (tree, start, end), and every node writes to places of its own."""
+    """Split all nodes of one level of all trees; every node writes to places of its own.
+
+    ``nodes`` (K, 3) holds tree, start and end of a node's span in ``order`` (T, N), ``path`` (K,) its place in the tree. Fills features (K, 2),
+    thresholds (K,) and n_left (K,), which is 0 where a node stays a leaf.
+    """
     for k in prange(len(nodes)):
         tree, start, end = nodes[k]
         if end - start >= min_split:
@@ -328,7 +338,7 @@ def forest_mean(x, phi, features, thresholds, child, leaf, weights, n_trees, out
 
 @njit(parallel=True, cache=True)
 def forest_means(X, features, thresholds, child, leaf, weights, n_trees, out):
-    """Apply `forest_mean` to every row."""
+    """Apply `forest_mean` to every row of X (n, F); fills out (n, D)."""
     for n in prange(len(X)):
         forest_mean(X[n], np.empty(weights.shape[1], np.float32), features, thresholds, child, leaf, weights, n_trees, out[n])
 
@@ -384,7 +394,7 @@ class Packed:
 
 
 def pack(trees: Trees) -> Packed:
-    """Return the fast form of a forest; rounding a model to 16 bits moves its prediction by about 1 part in 5,000."""
+    """Return the fast form of a forest; rounding a model to 16 bits moves its prediction by about 1 part in 10,000."""
     end, (L, P, D) = trees.child < 0, trees.weights.shape
     factors = np.maximum(np.abs(trees.weights).max((1, 2)), np.float32(1e-30)) / np.float32(32767)
     models = np.zeros((L, D, -(-P // 16) * 16), np.int16)
@@ -427,7 +437,10 @@ def sort_by_leaf(leaves, n_leaves, order):
 # %% ../../nbs/superres/forest_kernels.ipynb #apply-leaves
 @njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def apply_leaves(phi, leaves, order, models, factors, out):
-    """Add the mean of the trees' predictions to ``out`` (n, D): a model is read once and serves all inputs of its leaf, up to four at a time."""
+    """Add the mean of the trees' predictions to ``out`` (n, D): a model is read once and serves all inputs of its leaf, up to four at a time.
+
+    phi (n, Q) float32, padded as the models are; leaves and order (T, n) from `route` and `sort_by_leaf`; models and factors from `pack`.
+    """
     T, N = leaves.shape
     D, Q = models.shape[1:]
     for t in range(T):
@@ -467,7 +480,7 @@ def apply_leaves(phi, leaves, order, models, factors, out):
 # %% ../../nbs/superres/forest_kernels.ipynb #paste
 @njit(parallel=True, cache=True)
 def paste(predicted, scale, first, rows, columns, total):
-    """Add ``rows`` rows of patches from row ``first`` on to the picture ``total``; every pixel adds its patches in the same order."""
+    """Add rows of patches, predicted (rows columns, 9 scale^2), from row ``first`` on to the picture ``total`` (H, W), in the same order at every pixel."""
     side = 3 * scale
     for y in prange(scale * (1 + first), scale * (rows + first) + side):
         for r in range(max(0, (y - side) // scale - first), min(rows, y // scale - first)):

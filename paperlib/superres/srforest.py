@@ -5,12 +5,14 @@
 # %% ../../nbs/superres/srforest.ipynb #imports
 from __future__ import annotations
 
+import copy
+import io
 import json
 import math
 import os
+import threading
 import time
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ from ..core.images import imresize, merge_patches, modcrop, patches, quantize, r
 from ..core.metrics import psnr_y_crop, ssim_y_crop
 from ..core.paper import Claim, Paper, Preset, load, unknown
 from paperlib.superres.forest_kernels import (
+    CONTROL,
     Packed,
     Trees,
     apply_leaves,
@@ -47,12 +50,12 @@ from .srcnn import degrade, luma, require_picture
 from .srcnn import score as srcnn_score
 
 # %% auto #0
-__all__ = ['LEAVES', 'OBJECTIVES', 'FORMAT', 'VERSION', 'PAPER', 'gradients', 'cut', 'energy_basis', 'project', 'basis_of',
-           'ridge_plain', 'Growth', 'candidates_plain', 'impurity_plain', 'split_plain', 'split_level_plain',
-           'boost_level_plain', 'boost', 'halve', 'fitted_leaves', 'grow', 'Forest', 'luma_of', 'training_pairs',
-           'threads', 'growth_of', 'print_level', 'write_forest', 'read_forest', 'check_forest',
-           'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race', 'ForestPreset', 'training_pictures',
-           'experiment']
+__all__ = ['LEAVES', 'OBJECTIVES', 'ONE_AT_A_TIME', 'PROCESS', 'FORMAT', 'VERSION', 'PAPER', 'gradients', 'cut', 'energy_basis',
+           'project', 'basis_of', 'ridge_plain', 'Growth', 'candidates_plain', 'impurity_plain', 'split_plain',
+           'split_level_plain', 'boost_level_plain', 'boost', 'halve', 'fitted_leaves', 'grow', 'Forest', 'luma_of',
+           'training_pairs', 'threads', 'growth_of', 'print_level', 'write_forest', 'read_table', 'read_forest',
+           'check_forest', 'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race', 'ForestPreset',
+           'training_pictures', 'experiment']
 
 # %% ../../nbs/superres/srforest.ipynb #gradients
 def gradients(middle: np.ndarray, scale: int) -> np.ndarray:
@@ -110,7 +113,7 @@ def basis_of(X: np.ndarray, size: int, padded: int) -> np.ndarray:
 
 # %% ../../nbs/superres/srforest.ipynb #ridge-plain
 def ridge_plain(X: np.ndarray, Y: np.ndarray, ridge: float, leaf: str = "linear") -> np.ndarray:
-    """Return W (P, D) that minimises the sum of squares ||Y - phi(X) W||^2 + ridge ||W||^2; the basis phi is 1, [x, 1] or [x, 1, x^2]."""
+    """Return W (P, D) that minimises ||Y - phi(X) W||^2 + ridge ||W||^2 over X (N, F), Y (N, D), phi being [x, 1] or [x, 1, x^2]; phi = 1 is not penalised."""
     X, Y, one = X.astype(np.float64), Y.astype(np.float64), np.ones((len(X), 1))
     phi = {"constant": lambda: one, "linear": lambda: np.hstack([X, one]), "polynomial": lambda: np.hstack([X, one, X**2])}[leaf]()
     penalty = 0.0 if leaf == "constant" else ridge
@@ -157,7 +160,7 @@ def candidates_plain(X: np.ndarray, index: np.ndarray, growth: Growth, tree: int
         v = u(at, 2 + growth.n_thresholds)
         at += len(v)
         a, b = int(v[0] * features), int(v[1] * (features - 1))
-        b = -1 if growth.response == "feature" else b + (b >= a)           # never the feature itself
+        b = -1 if growth.response == "feature" or features == 1 else b + (b >= a)  # never the feature itself
         r = X[index, a] - X[index, b] if b >= 0 else X[index, a]           # r_\Theta without its threshold
         ordered = np.sort(r)
         m = len(r)
@@ -184,15 +187,18 @@ def split_plain(X: np.ndarray, Y: np.ndarray, index: np.ndarray, growth: Growth,
     """Return the best split of a node as (a, b, threshold): samples with x[a] - x[b] < threshold go left. None where no split leaves enough."""
     judges, found = candidates_plain(X, index, growth, tree, path)
     response = lambda rows, a, b: X[rows, a] - X[rows, b] if b >= 0 else X[rows, a]
-    scored = []
+    scored, number = [], 0
     for a, b, thresholds in found:
         for t in thresholds:
+            number += 1
             left = response(judges, a, b) < t
             counts = int(left.sum()), int((~left).sum())
             if min(counts) < growth.min_child:
                 continue
-            if growth.objective in ("random", "balanced"):
-                value = float((counts[0] - counts[1]) ** 2) * (growth.objective == "balanced")
+            if growth.objective == "balanced":
+                value = float((counts[0] - counts[1]) ** 2)
+            elif growth.objective == "random":
+                value = 1 + draw(np.uint64(growth.seed), np.uint64(tree), np.uint64(path), np.uint64(CONTROL + number - 1))
             else:
                 value = sum(c * impurity_plain(X[judges[s]], Y[judges[s]], growth) for c, s in zip(counts, (left, ~left))) / len(judges)
             scored.append((value, a, b, t))
@@ -324,17 +330,17 @@ class Forest:
     def residual(self, middle: np.ndarray, n_trees: int | None = None, most: int = 32768) -> np.ndarray:
         """Return what the first ``n_trees`` trees add to an interpolated picture (H, W): float32, 0 in the border that no patch reaches.
 
-        About ``most`` patches are predicted at a time, which bounds the memory.
+        About ``most`` patches are predicted at a time, which bounds the memory beside input and result; see `upscale` for pictures without bound.
         """
-        if n_trees is not None and not (isinstance(n_trees, Integral) and 1 <= n_trees <= self.trees.n_trees):
+        if n_trees is not None and not (isinstance(n_trees, Integral) and not isinstance(n_trees, bool) and 1 <= n_trees <= self.trees.n_trees):
             raise ValueError(f"n_trees={n_trees!r}: this forest has {self.trees.n_trees}")
         s, p, T, (height, width) = self.scale, self.packed, n_trees or self.trees.n_trees, middle.shape
         down, across = height // s - 4, width // s - 4                     # patches of side 3 s, step s, a border of s all around
-        total, maps = np.zeros((height, width), np.float32), gradients(middle, s)
+        total = np.zeros((height, width), np.float32)
         band = max(1, most // across)
         for first in range(0, down, band):
             rows = min(band, down - first)
-            X = project(maps[:, s * first : s * (first + rows + 4)], self.basis, s)
+            X = project(gradients(middle[s * first : s * (first + rows + 4)], s), self.basis, s)
             leaves = np.empty((T, len(X)), np.int32)
             route(X, p.features, p.thresholds, p.child, p.leaf, p.depth, T, leaves)
             order, predicted = np.empty_like(leaves), np.zeros((len(X), 9 * s * s), np.float32)
@@ -352,12 +358,14 @@ class Forest:
 def luma_of(image: np.ndarray, name: str = "the picture") -> Tensor:
     """Return luma (1, 1, H, W) float64 of a picture: uint8 or float in [0, 1], (H, W) luma or (H, W, 3) RGB.
 
+    The luma of an 8-bit picture is rounded to 8 bits, as MATLAB does it; that of floats is not.
+
     Raises
     ------
     ValueError
         Another shape or dtype, values that are not finite, or far outside [0, 1]: the message starts with ``name``.
     """
-    image = np.asarray(image)
+    image = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
         raise ValueError(f"{name}: expected (H, W) luma or (H, W, 3) RGB, got shape {image.shape}")
     if image.dtype == np.uint8:
@@ -390,11 +398,12 @@ def training_pairs(images: Iterable, scale: int, energy: float = 0.999) -> tuple
     ValueError
         One array instead of a list, no picture, a picture smaller than a patch with its border, or one that `luma_of` refuses.
     """
-    if isinstance(images, (np.ndarray, Tensor)):
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim in (2, 3):
         raise ValueError(f"expected a list of pictures, got one array of shape {tuple(images.shape)}; wrap it: [picture]")
     maps, targets = [], []
     for i, image in enumerate(images):
-        name, image = image if isinstance(image, tuple) else (f"picture {i}", image)
+        named = isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], str)
+        name, image = image if named else (f"picture {i}", image)
         high = modcrop(luma_of(image, name), scale)
         if min(high.shape[-2:]) < 5 * scale:
             raise ValueError(f"{name}: {high.shape[-2]} x {high.shape[-1]} pixels is too small; a patch with its border takes {5 * scale} x {5 * scale} at x{scale}")
@@ -414,20 +423,26 @@ def training_pairs(images: Iterable, scale: int, energy: float = 0.999) -> tuple
     return X, Y, basis
 
 # %% ../../nbs/superres/srforest.ipynb #threads
+ONE_AT_A_TIME, PROCESS = threading.RLock(), os.getpid()  # some of numba's threading layers abort when two threads enter them
+
+
 @contextmanager
 def threads(n_jobs: int | None) -> Iterator[None]:
-    """Run numba and torch on ``n_jobs`` threads, -1 or None for all, and give the others back at the end."""
+    """Run numba and torch on ``n_jobs`` threads, -1 or None for all, and give the others back at the end; one caller at a time."""
     if n_jobs is not None and (not isinstance(n_jobs, Integral) or (n_jobs < 1 and n_jobs != -1)):
         raise ValueError(f"n_jobs={n_jobs!r}: expected a number of threads, or -1 for all")
     most, before = numba.config.NUMBA_NUM_THREADS, (numba.get_num_threads(), torch.get_num_threads())
     wanted = most if n_jobs in (None, -1) else min(int(n_jobs), most)
-    numba.set_num_threads(wanted)
-    torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before[0])
-        torch.set_num_threads(before[1])
+    if os.getpid() != PROCESS:
+        raise RuntimeError("compiled forests do not survive a fork: start worker processes with 'spawn', or use threads")
+    with ONE_AT_A_TIME:
+        numba.set_num_threads(wanted)
+        torch.set_num_threads(wanted)
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before[0])
+            torch.set_num_threads(before[1])
 
 
 def growth_of(model) -> Growth:
@@ -435,11 +450,12 @@ def growth_of(model) -> Growth:
     whole = {"scale": 2, "n_trees": 1, "max_depth": 0, "min_split": 2, "min_child": 2, "split_samples": 4, "n_thresholds": 0, "random_state": 0}
     for name, least in whole.items():
         value = getattr(model, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r}: expected a whole number >= {least}")
-    for name, low, high in (("kappa", 0.0, math.inf), ("ridge", 1e-12, math.inf), ("pca_energy", 1e-6, 1.0)):
+        most = 16 if name == "scale" else 2**31 - 1
+        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{name}={value!r}: expected a whole number from {least} to {most}")
+    for name, low, high in (("kappa", 0.0, 1e12), ("ridge", 1e-12, 1e12), ("pca_energy", 1e-6, 1.0)):
         value = getattr(model, name)
-        if not isinstance(value, Real) or not low <= value <= high or math.isinf(value):
+        if not isinstance(value, Real) or not low <= value <= high:
             raise ValueError(f"{name}={value!r}: expected a number from {low:g} to {high:g}")
     choices = {"leaf": LEAVES, "objective": OBJECTIVES, "response": ("difference", "feature"), "kappa_reading": ("per-dimension", "sum"), "backend": ("numba", "numpy")}
     for name, known in choices.items():
@@ -462,10 +478,22 @@ def write_forest(path: str | os.PathLike, forest: Forest, about: dict) -> None:
     arrays = {"basis": forest.basis} | {f.name: getattr(forest.trees, f.name) for f in fields(Trees) if f.name != "n_trees"}
     header = {"format": FORMAT, "version": VERSION, "scale": forest.scale, "n_trees": forest.trees.n_trees} | about
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr("forest.json", json.dumps(header, indent=1))
+        archive.writestr("forest.json", json.dumps(header, indent=1, default=lambda v: v.item()))  # NumPy's numbers become Python's
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def read_table(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return one table of a forest file; its size is checked before memory is taken, its checksum by reading it to the end."""
+    content = io.BytesIO(archive.read(f"{name}.npy"))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError(f"table {name}: not an array of format 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content.getbuffer()) - content.tell():
+        raise ValueError(f"table {name}: {shape} {dtype} does not fill its {len(content.getbuffer()):,} bytes")
+    content.seek(0)
+    return np.lib.format.read_array(content, allow_pickle=False)
 
 
 def read_forest(path: str | os.PathLike) -> tuple[Forest, dict]:
@@ -473,12 +501,11 @@ def read_forest(path: str | os.PathLike) -> tuple[Forest, dict]:
 
     Raises
     ------
-    FileNotFoundError
-        No such file.
+    OSError
+        No such file, or one that cannot be read.
     ValueError
         Not a forest, cut short or damaged, from a newer version, or with tables that do not fit together: the message says which.
     """
-    name = os.path.basename(path)
     try:
         with zipfile.ZipFile(path) as archive:
             header = json.loads(archive.read("forest.json"))
@@ -486,23 +513,21 @@ def read_forest(path: str | os.PathLike) -> tuple[Forest, dict]:
                 raise ValueError(f"its header says {header.get('format')!r}")
             if header["version"] > VERSION:
                 raise ValueError(f"it has format version {header['version']}, this paperlib reads up to {VERSION}; upgrade paperlib")
-            arrays = {}
-            for member in ("basis", *(f.name for f in fields(Trees) if f.name != "n_trees")):
-                with archive.open(f"{member}.npy") as stream:
-                    try:
-                        arrays[member] = np.lib.format.read_array(stream, allow_pickle=False)
-                    except ValueError as error:
-                        raise ValueError(f"table {member}: {error}") from error
-        forest = Forest(header["scale"], arrays.pop("basis"), Trees(**arrays, n_trees=header["n_trees"]))
-        check_forest(forest)
-    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name} is no whole forest file: {error}") from error
+            tables = {name: read_table(archive, name) for name in ("basis", *(f.name for f in fields(Trees) if f.name != "n_trees"))}
+        forest = Forest(header["scale"], tables.pop("basis"), Trees(**tables, n_trees=header["n_trees"]))
+        check_forest(forest, header)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file leads the readers of zip, JSON and arrays to raise
+        raise ValueError(f"{os.path.basename(path)} is no whole forest file: {str(error) or type(error).__name__}") from error
     return forest, header
 
 # %% ../../nbs/superres/srforest.ipynb #check-forest
-def check_forest(forest: Forest) -> None:
-    """Raise ValueError unless the tables of a forest fit together, so that no index can lead outside them."""
+def check_forest(forest: Forest, header: dict) -> None:
+    """Raise ValueError unless header and tables fit together, so that no index can lead outside them and every tree is a tree."""
     s, t = forest.scale, forest.trees
+    if type(s) is not int or s < 2 or type(t.n_trees) is not int or t.n_trees < 1 or header["params"]["scale"] != s:
+        raise ValueError(f"its header has scale {s!r}, n_trees {t.n_trees!r} and settings for another factor or none")
     M, (L, P, _), F = len(t.child), t.weights.shape, forest.basis.shape[-1]
     expected = {"basis": (forest.basis, (36 * s * s, F), np.float32), "features": (t.features, (M, 2), np.int32), "thresholds": (t.thresholds, (M,), np.float32),
                 "child": (t.child, (M,), np.int32), "leaf": (t.leaf, (M,), np.int32), "weights": (t.weights, (L, P, 9 * s * s), np.float32),
@@ -513,11 +538,12 @@ def check_forest(forest: Forest) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} has values that are not finite")
     inner, node = t.child >= 0, np.arange(M)
-    if not (isinstance(t.n_trees, int) and 1 <= t.n_trees <= M and P in (1, F + 1, 2 * F + 1)
-            and (t.child[inner] > node[inner]).all() and (t.child[inner] + 1 < M).all()
+    first = t.child[inner]
+    if not (F >= 1 and P in (1, F + 1, 2 * F + 1) and (first > node[inner]).all()
+            and np.array_equal(np.sort(np.concatenate([first, first + 1])), np.arange(t.n_trees, M))  # each but the roots has one parent
             and (t.features[inner, 0] >= 0).all() and (t.features >= -1).all() and (t.features < F).all()
             and (t.leaf[~inner] >= 0).all() and (t.leaf < L).all()):
-        raise ValueError("its tables point outside themselves")
+        raise ValueError("its tables point outside themselves, or to one node twice")
 
 # %% ../../nbs/superres/srforest.ipynb #estimator
 class SuperResolutionForest(BaseEstimator):
@@ -578,7 +604,9 @@ class SuperResolutionForest(BaseEstimator):
             if len(X) < self.min_child:
                 raise ValueError(f"{len(X)} patches are fewer than min_child={self.min_child}: give more or larger pictures, or lower min_child")
             trees, self.losses_ = grow(X, Y, growth, self.leaf, self.alternating, self.backend, print_level if self.verbose else lambda *_: None)
-        self.forest_, self.n_patches_ = Forest(int(self.scale), basis, trees), len(X)
+        if not np.isfinite(trees.weights).all():
+            raise ValueError(f"ridge={self.ridge}: too little for these pictures, a leaf's system is singular; raise it")
+        self.forest_, self.n_patches_, self.fitted_params_ = Forest(int(self.scale), basis, trees), len(X), self.get_params()
         return self
 
     def predict(self, image: np.ndarray, scale: int | None = None, n_trees: int | None = None) -> np.ndarray:
@@ -617,15 +645,22 @@ class SuperResolutionForest(BaseEstimator):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the forest to one .npz file with a JSON header, whole or not at all; `load` reads it without executing anything."""
-        write_forest(path, self._forest(), {"params": self.get_params(), "n_patches": self.n_patches_, "losses": self.losses_})
+        write_forest(path, self._forest(), {"params": self.fitted_params_, "n_patches": self.n_patches_, "losses": self.losses_})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SuperResolutionForest:
         """Return the forest of a file that `save` wrote; see `read_forest` for what it refuses."""
         forest, header = read_forest(path)
         model = cls(**{k: v for k, v in header["params"].items() if k in cls().get_params()})
-        model.forest_, model.n_patches_, model.losses_ = forest, header["n_patches"], header["losses"]
+        model.forest_, model.n_patches_, model.losses_, model.fitted_params_ = forest, header.get("n_patches"), header.get("losses", []), model.get_params()
         return model
+
+    def __deepcopy__(self, memo):
+        new = type(self)(**self.get_params())
+        new.__dict__.update({k: v for k, v in self.__dict__.items() if k.endswith("_")})  # a fitted forest never changes: it is shared
+        return new
+
+    __copy__ = lambda self: copy.deepcopy(self)
 
     def __getstate__(self):
         if hasattr(self, "forest_"):
@@ -726,7 +761,7 @@ PAPER = Paper(
     model="SuperResolutionForest",
     presets={
         "smoke": ForestPreset(data="photos", tests=("photos",), n_trees=8, max_depth=6, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
-        "small": ForestPreset(data="t91", tests=("set5", "set14", "bsd100"), time="under half a minute on two CPU cores", memory="2 GB", hardware="CPU"),
+        "small": ForestPreset(data="t91", tests=("set5", "set14", "bsd100"), time="about half a minute on two idle CPU cores", memory="2 GB", hardware="CPU"),
         "paper": ForestPreset(data="t91", tests=("set5", "set14", "bsd100", "urban100"), time="not measured", memory="2 GB", hardware="CPU"),
     },
     claims=(
@@ -767,14 +802,15 @@ def training_pictures(preset: ForestPreset) -> list[tuple[str, np.ndarray]]:
         raise ValueError(f"data={preset.data!r}: expected 'photos' or 't91'")
     pictures = dataset("photos", split="train") if preset.data == "photos" else dataset("t91")
     lumas = [(name, luma(p)) for name, p in pictures[: preset.pictures]]
-    if not lumas:
-        raise ValueError(f"pictures={preset.pictures}: expected at least 1")
     smaller = [(f"{name} x 0.98^{i}", quantize(imresize(y, 0.98**i))) for name, y in lumas for i in range(1, preset.base_scales + 1)]
     return [(name, y[0, 0].numpy()) for name, y in lumas + smaller if min(y.shape[-2:]) >= 5 * preset.scale]
 
 
 def experiment(preset: ForestPreset, seed: int, device: torch.device) -> dict:
     """Train a forest as the preset says and measure it on the preset's test sets. Forests run on the CPU, whatever ``device`` is."""
+    if not preset.tests or min(preset.pictures - 1, preset.base_scales, preset.rounds) < 0:
+        raise ValueError(f"tests={preset.tests}, pictures={preset.pictures}, base_scales={preset.base_scales}, rounds={preset.rounds}: "
+                         "expected a test set, at least one picture, and no negative number")
     chosen = {f: getattr(preset, f) for f in ("scale", "n_trees", "max_depth", "kappa", "kappa_reading", "leaf", "objective", "response", "alternating")}
     model = SuperResolutionForest(**chosen, random_state=seed).fit(training_pictures(preset))
     result: dict = {"patches": model.n_patches_, "leaves_per_tree": len(model.forest_.trees.counts) / preset.n_trees}
