@@ -273,10 +273,15 @@ def test_threads_of_the_caller_may_predict_at_once(forest):
     assert all(np.array_equal(f, found[0]) for f in found)
 
 
-def test_a_singular_leaf_is_refused():
-    board = (np.indices((120, 120)) // 16).sum(0) % 2 * 255
-    with pytest.raises(ValueError, match="ridge=1e-12"):
-        SuperResolutionForest(ridge=1e-12, pca_energy=1.0).fit([board.astype(np.uint8)])
+def test_models_that_are_not_finite_are_refused(monkeypatch):
+    def broken(*arguments):
+        trees, losses = grow(*arguments)
+        trees.weights[0] = np.nan
+        return trees, losses
+
+    monkeypatch.setattr(srforest, "grow", broken)
+    with pytest.raises(ValueError, match=r"ridge=0\.01: too little"):
+        SuperResolutionForest(n_trees=1, max_depth=2).fit(dataset("photos", split="train")[2:3])
 
 
 @pytest.mark.parametrize("changed", [{"tests": ()}, {"pictures": 0}, {"base_scales": -1}, {"rounds": -1}])
