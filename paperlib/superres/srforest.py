@@ -54,8 +54,8 @@ __all__ = ['LEAVES', 'OBJECTIVES', 'ONE_AT_A_TIME', 'PROCESS', 'FORMAT', 'VERSIO
            'project', 'basis_of', 'ridge_plain', 'Growth', 'candidates_plain', 'impurity_plain', 'split_plain',
            'split_level_plain', 'boost_level_plain', 'boost', 'halve', 'fitted_leaves', 'grow', 'Forest', 'luma_of',
            'training_pairs', 'threads', 'growth_of', 'print_level', 'write_forest', 'read_table', 'read_forest',
-           'check_forest', 'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race', 'ForestPreset',
-           'training_pictures', 'experiment']
+           'check_forest', 'SharedWhenFitted', 'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race',
+           'ForestPreset', 'training_pictures', 'experiment']
 
 # %% ../../nbs/superres/srforest.ipynb #gradients
 def gradients(middle: np.ndarray, scale: int) -> np.ndarray:
@@ -545,8 +545,24 @@ def check_forest(forest: Forest, header: dict) -> None:
             and (t.leaf[~inner] >= 0).all() and (t.leaf < L).all()):
         raise ValueError("its tables point outside themselves, or to one node twice")
 
+
+class SharedWhenFitted(BaseEstimator):
+    """An estimator whose fitted parts never change: copies share them, and they are saved to a file instead of pickled."""
+
+    def __deepcopy__(self, memo):
+        new = type(self)(**self.get_params())
+        new.__dict__.update({k: v for k, v in self.__dict__.items() if k.endswith("_")})  # a fitted forest never changes: it is shared
+        return new
+
+    __copy__ = lambda self: copy.deepcopy(self)
+
+    def __getstate__(self):
+        if hasattr(self, "forest_"):
+            raise TypeError("a fitted forest is not pickled: use save(path) and load(path), which execute nothing")
+        return super().__getstate__()
+
 # %% ../../nbs/superres/srforest.ipynb #estimator
-class SuperResolutionForest(BaseEstimator):
+class SuperResolutionForest(SharedWhenFitted):
     """Single-image super-resolution by a forest of locally linear regressions, with scikit-learn's estimator interface.
 
     Parameters
@@ -654,18 +670,6 @@ class SuperResolutionForest(BaseEstimator):
         model = cls(**{k: v for k, v in header["params"].items() if k in cls().get_params()})
         model.forest_, model.n_patches_, model.losses_, model.fitted_params_ = forest, header.get("n_patches"), header.get("losses", []), model.get_params()
         return model
-
-    def __deepcopy__(self, memo):
-        new = type(self)(**self.get_params())
-        new.__dict__.update({k: v for k, v in self.__dict__.items() if k.endswith("_")})  # a fitted forest never changes: it is shared
-        return new
-
-    __copy__ = lambda self: copy.deepcopy(self)
-
-    def __getstate__(self):
-        if hasattr(self, "forest_"):
-            raise TypeError("a fitted forest is not pickled: use save(path) and load(path), which execute nothing")
-        return super().__getstate__()
 
 # %% ../../nbs/superres/srforest.ipynb #upscale
 def upscale(picture: np.ndarray, model: SuperResolutionForest, tile: int = 256, out: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
