@@ -89,7 +89,8 @@ def fields(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
     inherited = [f for base in node.bases if ast.unparse(base) in classes for f in fields(classes[ast.unparse(base)], classes)]
     own = [f"{ast.unparse(n.target)}: {ast.unparse(n.annotation)}" + (f"={ast.unparse(n.value)}" if n.value else "")
            for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
-    return inherited + own
+    by_name = {f.split(":")[0]: f for f in [*inherited, *own]}  # a field given again keeps its place and takes the new default
+    return list(by_name.values())
 
 
 def constructor(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> str:

@@ -208,7 +208,8 @@ def report(
                 Path(temporary).write_text(fresh, encoding="utf-8")
         stale = [] if write or fresh == now else ["README.md: the scoreboard is older than results/; run: paperlib report --write"]
         for path in notebooks(root):
-            page = Page(path, read_notebook(path), kind_of(path))
+            nb = read_notebook(path)
+            page = Page(path, nb, kind_of(path, nb))
             stale += [f"{path.name}  cell {cell}  {message}" for cell, message in RULES["tables"][1](page)]
         for line in stale:
             err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -6,22 +6,35 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator, clone
 
 import paperlib
-from paperlib.superres import srcnn, swinir
+from paperlib.core.data import dataset
+from paperlib.superres import srcnn, srforest, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @dataclass(frozen=True)
 class Case:
-    """How to try a paper: a small model, a batch for it, its loss, and overrides that make its smoke run short."""
+    """How to try a paper that trains by gradient: a small model, a batch for it, its loss, and overrides that make its smoke run short."""
 
     model: Callable
     batch: Callable
     loss: Callable
+    short: dict
+
+
+@dataclass(frozen=True)
+class EstimatorCase:
+    """How to try a paper that is fitted: an unfitted estimator, what to fit it to, what to predict from, and overrides that make its run short."""
+
+    model: Callable
+    data: Callable
+    given: Callable
     short: dict
 
 
@@ -31,15 +44,19 @@ CASES = {
     "swinir": Case(lambda: swinir.SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.0), lambda: (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)),
                    lambda model, batch: swinir.charbonnier(model(batch[0]), batch[1]),
                    {"steps": 3, "batch_size": 2, "patch": 16, "depths": (2,), "embed_dim": 4, "heads": 1, "window_size": 4}),
+    "srforest": EstimatorCase(lambda: srforest.SuperResolutionForest(n_trees=2, max_depth=4), lambda: [p for _, p in dataset("photos", split="train")][2:3],
+                              lambda: np.random.default_rng(0).random((20, 30)), {"pictures": 1, "n_trees": 1, "max_depth": 3}),
 }
 SLUGS = [p.slug for p in paperlib.papers()]
+NETWORKS = [s for s in SLUGS if isinstance(CASES.get(s), Case)]
+ESTIMATORS = [s for s in SLUGS if isinstance(CASES.get(s), EstimatorCase)]
 
 
 def test_every_paper_has_a_case():
     assert sorted(SLUGS) == sorted(CASES)
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", NETWORKS)
 def test_gradients_are_finite_and_one_step_lowers_the_loss(slug):
     torch.manual_seed(0)
     case = CASES[slug]
@@ -56,13 +73,28 @@ def test_gradients_are_finite_and_one_step_lowers_the_loss(slug):
     assert case.loss(model, batch) < before
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", NETWORKS)
 def test_state_dict_round_trip(slug):
     case = CASES[slug]
     one, two = case.model().eval(), case.model().eval()
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     x = case.batch()[0]
     assert torch.equal(one(x), two(x))
+
+
+@pytest.mark.parametrize("slug", ESTIMATORS)
+def test_an_estimator_fits_predicts_and_survives_its_file(slug, tmp_path):
+    case = CASES[slug]
+    given, model = case.given(), case.model()
+    with pytest.raises(ValueError, match="not fitted"):
+        model.predict(given)
+    assert model.fit(case.data()) is model
+    found = model.predict(given)
+    assert np.isfinite(found).all()
+    assert np.array_equal(clone(model).fit(case.data()).predict(given), found)
+    model.save(tmp_path / "model.npz")
+    again = type(model).load(tmp_path / "model.npz")
+    assert np.array_equal(again.predict(given), found) and again.get_params() == model.get_params()
 
 
 @pytest.mark.parametrize("slug", SLUGS)
@@ -75,7 +107,7 @@ def test_same_seed_same_result(slug):
 @pytest.mark.parametrize("slug", SLUGS)
 def test_wrong_calls_fail_before_any_work(slug, monkeypatch):
     monkeypatch.setattr(paperlib.paper(slug).module, "experiment", lambda *a: pytest.fail("the experiment was started"))
-    for call, message in [({"preset": "tiny"}, "no preset"), ({"stepz": 1}, "no preset field"), ({"steps": "few"}, "expected int"),
+    for call, message in [({"preset": "tiny"}, "no preset"), ({"stepz": 1}, "no preset field"), ({next(iter(CASES[slug].short)): "few"}, "expected int"),
                           ({"device": "tpu"}, "tpu"), ({"seed": -1}, "seed=-1")]:
         with pytest.raises(ValueError, match=message):
             paperlib.reproduce(slug, **call)
@@ -86,13 +118,13 @@ def test_facts_are_complete(slug):
     paper = paperlib.paper(slug)
     assert len(paper.claims) >= 4
     assert all(getattr(paper, f) for f in ("title", "title_zh", "authors", "venue", "url", "official_code", "licence", "model"))
-    assert issubclass(getattr(paper.module, paper.model), torch.nn.Module)
+    assert issubclass(getattr(paper.module, paper.model), torch.nn.Module if slug in NETWORKS else BaseEstimator)
     for preset in paper.presets.values():
         assert all(getattr(preset, f) for f in ("data", "time", "memory", "hardware"))
 
 
 @GPU
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", NETWORKS)
 def test_cpu_and_gpu_agree(slug):
     torch.manual_seed(0)
     case = CASES[slug]

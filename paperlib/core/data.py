@@ -519,6 +519,20 @@ def _photos(source: Source, path: str | os.PathLike | None, split: str = "all", 
     licence = "; ".join(f"{name}: {_PHOTOS[name][2]}" for name in paths)
     return Pictures("photos" if split == "all" else f"photos {split}", paths, licence, source.where, cache=cache)
 
+# %% ../../nbs/core/data.ipynb #read-depth
+def _redkitchen(source: Source, path: str | os.PathLike | None, split: str = "all", align: str = "fitted") -> Any:
+    """Read RedKitchen: see `redkitchen` of core.scenes."""
+    from paperlib.core.scenes import redkitchen
+
+    return redkitchen(_locate(source, path)[1], split, align)
+
+
+def _nyuv2(source: Source, path: str | os.PathLike | None, split: str = "all", raw: bool = False) -> Any:
+    """Read the labelled part of NYU Depth v2: see `nyuv2` of core.scenes."""
+    from paperlib.core.scenes import nyuv2
+
+    return nyuv2(_locate(source, path)[1], split, raw)
+
 # %% ../../nbs/core/data.ipynb #sources
 _RENUMBERED_14 = tuple(f"img_{i:03d}" for i in range(1, 15))
 _RENUMBERED_100 = tuple(f"img_{i:03d}" for i in range(1, 101))
@@ -549,6 +563,12 @@ SOURCES = {source.name: source for source in (
     Source("srcnn_weights", "Weights of SRCNN by its authors (Dong et al. 2015)", "none stated; released for research",
            "https://github.com/Piyush3dB/SR-convnet", ("srcnn_weights",), _files,
            names=(("9-1-5_t91_x2", "9-1-5_t91_x3", "9-5-5_imagenet_x3"),), suffixes=(".mat",)),
+    Source("redkitchen", "RedKitchen of 7-Scenes (Shotton et al. 2013), 100 RGB-D frames", "non-commercial research",
+           "https://github.com/andyzeng/tsdf-fusion-python", ("rgbd_redkitchen",), _redkitchen,
+           names=(tuple(f"frame-{i:06d}.color" for i in range(0, 800, 8)),), suffixes=(".jpg",)),
+    Source("nyuv2", "NYU Depth v2, labelled part (Silberman et al. 2012)", "none stated; cite Silberman et al. 2012",
+           "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html", ("nyuv2", "NYUv2", "nyu_depth_v2"), _nyuv2,
+           names=(("nyu_depth_v2_labeled",),), suffixes=(".mat",)),
 )}
 
 # %% ../../nbs/core/data.ipynb #source-of
@@ -566,11 +586,12 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"), ``cache`` (how many pictures to keep in memory, default 0)
+        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"), ``cache`` (how many pictures to keep in memory,
+        default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
-    :class:`Pictures`, or :class:`Files` for ``srcnn_weights``
+    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2
 
     Raises
     ------

@@ -14,9 +14,9 @@ from torch import Tensor
 from .images import wide_dtype, rgb_to_y
 
 # %% auto #0
-__all__ = ['GAUSSIAN', 'BOX', 'STRIP', 'PROTOCOLS', 'psnr_y_crop', 'psnr_rgb_crop', 'ssim_y_crop', 'ssim_rgb_crop', 'psnr_b',
-           'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10_error', 'silog', 'delta', 'mse_sum_frame', 'mae_sum_frame',
-           'ssim', 'ssim_legacy', 'psnr', 'psnr_uint8_wrapped', 'Protocol', 'metric']
+__all__ = ['GAUSSIAN', 'BOX', 'STRIP', 'PROTOCOLS', 'MEASURES', 'psnr_y_crop', 'psnr_rgb_crop', 'ssim_y_crop', 'ssim_rgb_crop',
+           'psnr_b', 'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10_error', 'silog', 'delta', 'mse_sum_frame',
+           'mae_sum_frame', 'ssim', 'ssim_legacy', 'psnr', 'psnr_uint8_wrapped', 'Protocol', 'metric']
 
 # %% ../../nbs/core/metrics.ipynb #entry
 def _name(i: int, shape: torch.Size) -> str:
@@ -432,6 +432,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "ssim_legacy": Protocol(ssim_legacy, "7 x 7 box SSIM of a frame, range 2", _CLIP, "higher than ssim for the same frames", True),
     "psnr": Protocol(psnr, "dB of a frame", "OpenSTL", "papers before it print psnr_uint8_wrapped", True),
     "psnr_uint8_wrapped": Protocol(psnr_uint8_wrapped, "what wrapping bytes give", "SimVP, SwinLSTM", "not a PSNR", True),
+}
+
+# %% ../../nbs/core/metrics.ipynb #measures
+MEASURES = {  # what a run measures that is no score of an output -> what it is
+    "time_ratio": "seconds of a peer over ours, in turn on one machine",
+    "train_mse": "mean squared error on the training set",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric

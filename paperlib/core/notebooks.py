@@ -685,11 +685,11 @@ def claims(page: Page) -> Found:
     record = paper(page.path.stem)
     if len(record.claims) < 4:
         yield "paper", f"{len(record.claims)} claims; at least four, the headline first"
-    from paperlib.core.metrics import PROTOCOLS
+    from paperlib.core.metrics import MEASURES, PROTOCOLS
 
     for claim in record.claims:
-        if claim.metric not in PROTOCOLS:
-            yield "paper", f"claim {claim.id!r}: no protocol named {claim.metric!r} in core.metrics"
+        if claim.metric not in PROTOCOLS and claim.metric not in MEASURES:
+            yield "paper", f"claim {claim.id!r}: no protocol or measure named {claim.metric!r} in core.metrics"
     for mime, kind, what in ((RUN_MIME, None, "the run"), (TABLE_MIME, "card", "the card"), (TABLE_MIME, "claims", "the claims table")):
         shown = [o for c in page.code for o in c.outputs if (d := o.get("data", {}).get(mime)) and kind in (None, d.get("kind"))]
         if len(shown) != 1:
@@ -738,16 +738,22 @@ def check_notes(page: Page, points: dict[str, str]) -> list[tuple[str, str, str]
     return found
 
 # %% ../../nbs/core/notebooks.ipynb #check-all
-def kind_of(path: Path) -> str:
-    """Return what a notebook is by its folder: core, guide (nbs/ itself and nbs/guides) or paper."""
+def kind_of(path: Path, nb: nbformat.NotebookNode) -> str:
+    """Return what a notebook is: core or guide (nbs/ itself and nbs/guides) by its folder, else paper; a paper's kernels keep the rules of core.
+
+    Kernels stand on a page of their own beside the paper's, whose ``default_exp`` cell is tagged ``kernels``.
+    """
     folder = path.resolve().parent.name
-    return folder if folder == "core" else "guide" if folder in ("nbs", "guides") else "paper"
+    if folder == "core" or any("kernels" in c.metadata.get("tags", []) and c.source.startswith("#| default_exp") for c in nb.cells):
+        return "core"
+    return "guide" if folder in ("nbs", "guides") else "paper"
 
 
 def check_notebook(path: Path, points: dict[str, str] | None = None) -> list[Problem]:
     """Return every problem of one notebook; ``points`` adds the reader's notes."""
     name = f"{path.resolve().parent.name}/{path.name}"
-    page = Page(path, read_notebook(path), kind_of(path))
+    nb = read_notebook(path)
+    page = Page(path, nb, kind_of(path, nb))
     if not page.cells:
         return [Problem(name, "", "title", "the notebook has no cells")]
     found = []
