@@ -438,6 +438,7 @@ PROTOCOLS: dict[str, Protocol] = {
 MEASURES = {  # what a run measures that is no score of an output -> what it is
     "time_ratio": "seconds of a peer over ours, in turn on one machine",
     "train_mse": "mean squared error on the training set",
+    "high_share": "share of a feature map's variance above a quarter cycle per pixel",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric
