@@ -23,8 +23,7 @@ from calibrate import interleave, print_calibration
 import paperlib
 from paperlib.core.data import dataset
 from paperlib.core.layers import WindowAttention
-from paperlib.core.training import EMA, Batches, fit
-from paperlib.superres import srcnn, swinir
+from paperlib.superres import swinir
 from paperlib.superres.swinir import VARIANTS, SwinIR, as_tensor, own_config
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
@@ -108,25 +107,9 @@ def growth(kernel: str, threads: int) -> dict[str, float]:
 
 
 def race(rounds: int, threads: int) -> dict[str, float]:
-    """Return how long SRCNN's recorded training at x2 takes over ours, from a hundredth of each in turn: median of paired rounds."""
+    """Return how long SRCNN's recorded training at x2 takes over ours."""
     torch.set_num_threads(threads)
-    ours, theirs = swinir.PAPER.presets["small"], replace(srcnn.PAPER.presets["small"], scale=2)
-    device, pictures = torch.device("cpu"), dataset(ours.data)
-    net, peer = SwinIR(**swinir.settings(ours)), srcnn.SRCNN(theirs.filters, theirs.widths, theirs.channels).to(memory_format=torch.channels_last)
-    crops = Batches(swinir.Crops(pictures, ours.task, ours.level, ours.channels, ours.patch), ours.batch_size, 0, swinir.augment())
-    pairs = Batches(srcnn.training_pairs(pictures, theirs.scale, margin=peer.margin), theirs.batch_size, 0)
-
-    def train_ours() -> None:
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-        fit(net, crops, lambda model, batch: swinir.LOSSES[ours.loss](model(batch[0]), batch[1]), optimizer, ours.steps // 100, device=device,
-            clip_norm=ours.clip_norm, hooks=(EMA(ours.ema),), progress=False)
-
-    def train_theirs() -> None:
-        optimizer, _ = srcnn.optimizer_of(peer, theirs)
-        fit(peer, pairs, srcnn.half_squared_error, optimizer, theirs.steps // 100, device=device, progress=False)
-
-    times = interleave({"srcnn": train_theirs, "swinir": train_ours}, rounds)
-    return {"training, preset small, x2: SRCNN's / ours": statistics.median(a / b for a, b in zip(times["srcnn"], times["swinir"]))}
+    return {"training, preset small, x2: SRCNN's / ours": swinir.race(replace(swinir.PAPER.presets["small"], rounds=rounds), torch.device("cpu"))}
 
 
 def large_picture(side: int, threads: int) -> dict[str, float]:

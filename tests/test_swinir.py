@@ -1,5 +1,6 @@
 """SwinIR against the official implementation's numbers, in every released configuration, at any size, and with input that should be refused."""
 
+import copy
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from paperlib.core.layers import WindowAttention
 from paperlib.core.metrics import psnr_b, psnr_y_crop, ssim_y_crop
 from paperlib.core.paper import weights_list
 from paperlib.core.training import fit
+from paperlib.superres import srcnn, swinir
 from paperlib.superres.swinir import (
     PAPER,
     VARIANTS,
@@ -72,8 +74,9 @@ def test_golden_gradients(golden, kernel):
     assert norms == pytest.approx(card["grad"]["l2_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"params": s}, lambda s: {"params_ema": s}, lambda s: {"params": {}, "params_ema": s}],
-                         ids=["bare", "params", "params_ema", "both"])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"params": s}, lambda s: {"params_ema": s}, lambda s: {"params": {}, "params_ema": s},
+                                  lambda s: {"params": {"params": s}}, lambda s: {f"module.{k}": v for k, v in s.items()}, lambda s: {k: v.numpy() for k, v in s.items()}],
+                         ids=["bare", "params", "params_ema", "both", "nested", "parallel", "numpy"])
 def test_every_wrapper_of_a_released_file(golden, wrap):
     state, arrays, card = golden
     model = SwinIR.from_official(wrap(state), **card["config"]["model"])
@@ -153,6 +156,67 @@ def test_the_kept_table_follows_the_weights(golden):
     assert not torch.allclose(before, after) and torch.equal(after, fresh)
 
 
+def test_the_kept_table_follows_writes_that_torch_does_not_count():
+    """An exponential average writes through .data, `functional_call` may get new weights at an old address."""
+    torch.manual_seed(0)
+    model, x = SwinIR(2, 3, (2,), 8, (2,), 4).eval(), torch.rand(1, 3, 8, 8)
+    average = copy.deepcopy(model)
+    with torch.no_grad():
+        average(x)
+        for p, q in zip(average.parameters(), model.parameters()):
+            q.normal_(0, 0.3)
+            p.data.mul_(0).add_(q.data)
+        assert torch.equal(average(x), model(x))
+        for _ in range(30):
+            state = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
+            fresh = SwinIR(2, 3, (2,), 8, (2,), 4).eval()
+            fresh.load_state_dict(state)
+            assert torch.equal(torch.func.functional_call(model, state, x), fresh(x))
+    assert copy.deepcopy(model).layers[0].residual_group["blocks"][0].attn._kept == {}
+
+
+def test_a_default_device_leaves_nothing_behind():
+    for cache in (layers.relative_position_index, layers.shift_mask, layers.window_kinds):
+        cache.cache_clear()
+    with torch.device("meta"):
+        SwinIR(2, 3, (2,), 8, (2,), 4, img_size=8)(torch.rand(1, 3, 12, 12))
+    model = SwinIR(2, 3, (2,), 8, (2,), 4, img_size=8).eval()
+    assert model(torch.rand(1, 3, 12, 12)).isfinite().all()
+    assert {v.device.type for v in model.to_official().values()} == {"cpu"}
+
+
+def test_a_change_of_precision_and_back_rounds_no_constant():
+    torch.manual_seed(0)
+    model, x = SwinIR(2, 3, (2,), 8, (2,), 4).eval(), torch.rand(1, 3, 8, 8)
+    state, expected = copy.deepcopy(model.state_dict()), model(x)
+    model.half().float().load_state_dict(state)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_position_embedding_is_not_cut_into_tiles():
+    model = SwinIR(2, 3, (2,), 8, (2,), 4, ape=True, img_size=16)
+    assert model.restore(torch.rand(1, 3, 20, 20)).shape == (1, 3, 40, 40)
+    with pytest.raises(ValueError, match="ape=True"):
+        model.restore(torch.rand(1, 3, 32, 32), 16, 8)
+
+
+@pytest.mark.parametrize("change, message", [({"norm_layer": torch.nn.Identity}, "norm_layer"), ({"patch_size": 2}, "patch_size=2"), ({"img_size": (16, 24)}, "img_size")])
+def test_official_arguments_that_change_the_network_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        own_config(TINY | change)
+
+
+def test_official_arguments_mean_what_they_mean_there():
+    plain = own_config(TINY | dict(upsampler="", norm_layer=torch.nn.LayerNorm, qk_scale=0, patch_size=(1, 1)))
+    assert (plain["scale"], plain["qk_scale"]) == (1, None)                  # no up-sampler: upscale, 2 by default, is not looked at
+
+
+@pytest.mark.parametrize("state, message", [(None, "NoneType"), ("weights.pth", "got str")])
+def test_what_is_no_state_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        SwinIR.from_official(state, **TINY)
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda s: s.pop("conv_first.weight"), "1 missing (conv_first.weight)"),
     (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected (extra)"),
@@ -169,7 +233,8 @@ def test_weights_that_do_not_fit_are_named(golden, change, message):
 
 @pytest.mark.parametrize("change, message", [
     (dict(scale=3, upsampler="nearest+conv"), "scale=3"), (dict(upsampler="bilinear"), "upsampler='bilinear'"), (dict(depths=(2, 2)), "depths=(2, 2)"),
-    (dict(resi_connection="2conv"), "resi_connection='2conv'"), (dict(channels=2), "channels=2"), (dict(embed_dim=9), "embed_dim=9"),
+    (dict(resi_connection="2conv"), "resi_connection='2conv'"), (dict(channels=0), "channels=0"), (dict(img_size=0), "img_size=0"), (dict(stem_size=2), "stem_size=2"), (dict(scale=2.0), "scale=2.0"),
+    (dict(embed_dim=2, resi_connection="3conv"), "embed_dim=2"), (dict(embed_dim=9), "embed_dim=9"),
     (dict(scale=2, upsampler=""), "scale=2"),
 ])
 def test_wrong_configurations_are_refused(change, message):
@@ -183,7 +248,7 @@ def test_unknown_official_argument_is_refused():
         SwinIR.from_official({}, windowsize=8)
 
 
-@pytest.mark.parametrize("size, tile, overlap", [((40, 56), 16, 8), ((33, 70), 24, 8), ((64, 20), 16, 4), ((9, 9), 16, 8), ((50, 50), 16, 0)])
+@pytest.mark.parametrize("size, tile, overlap", [((40, 56), 16, 8), ((33, 70), 24, 8), ((64, 20), 16, 4), ((9, 9), 16, 8), ((50, 50), 16, 0), ((40, 40), 16, 12)])
 def test_tiles_of_a_network_that_sees_one_window_are_exact(size, tile, overlap):
     """Without shift and with 1 x 1 convolutions a token sees its window alone, so blended tiles have to equal the whole picture."""
     torch.manual_seed(0)
@@ -194,7 +259,7 @@ def test_tiles_of_a_network_that_sees_one_window_are_exact(size, tile, overlap):
     assert torch.allclose(model.restore(x, tile, overlap), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("tile, overlap", [(18, 8), (16, 6), (16, 12), (0, 0), (16, -4)])
+@pytest.mark.parametrize("tile, overlap", [(18, 8), (16, 6), (16, 16), (0, 0), (16, -4)])
 def test_wrong_tiles_are_refused(tile, overlap):
     model = SwinIR(2, 3, (2,), 8, (2,), 4)
     with pytest.raises(ValueError, match=f"tile={tile}, overlap={overlap}"):
@@ -302,16 +367,50 @@ def test_tasks_have_their_own_networks_and_scores(monkeypatch, shared):
         assert metrics <= found.keys()
 
 
-@pytest.mark.parametrize("change, message", [({"loss": "l2"}, "loss='l2'"), ({"schedule": "step"}, "schedule='step'")])
-def test_unknown_words_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        experiment(PAPER.preset("smoke", change), 0, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("change", [{"task": "deblur"}, {"level": 0.0}, {"steps": 0}])
-def test_wrong_presets_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
+@pytest.mark.parametrize("change, named", [
+    ({"task": "deblur"}, "task='deblur'"), ({"level": 0.0}, "level=0.0"), ({"level": 2.5}, "level=2.5"), ({"level": 1.0}, "level=1.0"),
+    ({"task": "jpeg", "level": 101.0}, "level=101.0"), ({"steps": 0}, "steps=0"), ({"loss": "l2"}, "loss='l2'"), ({"schedule": "step"}, "schedule='step'"),
+    ({"tests": ()}, "tests=()"), ({"patch": 1}, "patch=1"), ({"gan_steps": -1}, "gan_steps=-1"), ({"gan_steps": 1, "patch": 10}, "patch=10"),
+    ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"drop_path": 1.5}, "drop_path=1.5"), ({"embed_dim": 0}, "embed_dim=0"), ({"embed_dim": 25}, "embed_dim=25"),
+    ({"stem_size": 2}, "stem_size=2"), ({"depths": ()}, "depths=()"), ({"rounds": -1}, "rounds=-1"),
+])
+def test_wrong_presets_are_refused(change, named):
+    with pytest.raises(ValueError) as error:
         PAPER.preset("smoke", change)
+    assert named in str(error.value)
+
+
+def test_an_unknown_test_set_is_named_before_training(monkeypatch):
+    monkeypatch.setattr(swinir, "train", lambda *_: pytest.fail("trained first"))
+    with pytest.raises(ValueError, match="nosuch"):
+        experiment(PAPER.preset("smoke", {"tests": ("nosuch",)}), 0, torch.device("cpu"))
+
+
+BRIEF = dict(data="photos", tests=("photos",), steps=1, batch_size=1, patch=16, depths=(1,), embed_dim=4, heads=1, window_size=8)
+
+
+@pytest.mark.parametrize("change", [{"channels": 1}, {"task": "denoise", "level": 25.5, "channels": 1}, {"level": 3.0}])
+def test_presets_that_once_failed_after_training(change):
+    assert experiment(PAPER.preset("smoke", BRIEF | change), 0, torch.device("cpu"))["psnr"]
+
+
+def test_colour_artefacts_are_scored_on_all_channels():
+    """A network that changes nothing scores what its input does, channel by channel, as the colour rows of the paper are."""
+    model = SwinIR(1, 3, (1,), 4, (1,), 8, upsampler="", img_range=255.0).double()
+    torch.nn.init.zeros_(model.conv_last.weight)
+    torch.nn.init.zeros_(model.conv_last.bias)
+    picture = dataset("photos", split="test")["astronaut"][:64, :64]
+    found = score(model, [("a", picture)], "jpeg", 10)
+    pair = [as_tensor(x) for x in (swinir.jpeg(picture, 10), picture)]
+    channels = [float(ssim_y_crop(*(t[:, c : c + 1] for t in pair), 0)) for c in range(3)]
+    assert found["ssim"]["a"] == pytest.approx(np.mean(channels), abs=1e-9) and found["ssim_input"]["a"] == found["ssim"]["a"]
+
+
+def test_the_race_takes_a_hundredth_of_each_training(monkeypatch):
+    steps = []
+    monkeypatch.setattr(swinir, "fit", lambda model, batches, loss, optimizer, n, **_: steps.append((type(model).__name__, n)))
+    assert swinir.race(PAPER.preset("small", BRIEF | {"steps": 250, "rounds": 2}), torch.device("cpu")) > 0
+    assert steps == [("SRCNN", srcnn.PAPER.presets["small"].steps // 100), ("SwinIR", 3)] * 3
 
 
 def test_shipped_weights_score_what_their_card_says(shared):

@@ -50,7 +50,7 @@ def window_reverse(windows: Tensor, size: int, height: int, width: int) -> Tenso
 @torch.inference_mode(False)
 def relative_position_index(size: int) -> Tensor:
     """Return which row of the table of displacements belongs to each pair of tokens: (M * M, M * M) int64, shared, not to be written to."""
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    y, x = torch.meshgrid(*[torch.arange(size, device="cpu")] * 2, indexing="ij")
     dy, dx = (p.flatten()[:, None] - p.flatten()[None] + size - 1 for p in (y, x))
     return dy * (2 * size - 1) + dx
 
@@ -68,7 +68,8 @@ def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
     height, width : of the feature map, multiples of ``size``
     size, shift : M and s, 0 <= s < M; without a shift everything is 0
     """
-    strip = lambda n: ((torch.arange(n) >= n - size).long() + (torch.arange(n) >= n - shift)) * (shift > 0)
+    at = lambda n: torch.arange(n, device="cpu")                       # whatever the default device is: the result is kept for all
+    strip = lambda n: ((at(n) >= n - size).long() + (at(n) >= n - shift)) * (shift > 0)
     piece = strip(height)[:, None] * 3 + strip(width)[None]
     piece = window_partition(piece[None, ..., None], size)[..., 0]
     return (piece[:, :, None] != piece[:, None, :]).float() * MASKED
@@ -98,9 +99,9 @@ def window_kinds(rows: int, columns: int, size: int, shift: int, device: str | t
     kind : (rows * columns,) int64
     """
     if shift == 0:
-        masks, kind = torch.zeros(1, size * size, size * size), torch.zeros(rows * columns, dtype=torch.long)
+        masks, kind = torch.zeros(1, size**2, size**2, dtype=torch.float32, device="cpu"), torch.zeros(rows * columns, dtype=torch.long, device="cpu")
     else:
-        last = lambda n: (torch.arange(n) == n - 1).long()
+        last = lambda n: (torch.arange(n, device="cpu") == n - 1).long()
         masks, kind = shift_mask(2 * size, 2 * size, size, shift), (2 * last(rows)[:, None] + last(columns)[None]).flatten()
     return masks.to(device), kind.to(device)
 
@@ -262,7 +263,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.kernel = "auto"
-        self._kept: tuple | None = None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def bias(self) -> Tensor:
         """Return B: (heads, M * M, M * M), the number for each pair of tokens."""
@@ -276,12 +277,15 @@ class WindowAttention(nn.Module):
         """Return bias and mask of each kind of window, and the kind of each window."""
         masks, kind = window_kinds(rows, columns, self.window_size, shift, self.qkv.weight.device)
         table = self.relative_position_bias_table
-        if torch.is_grad_enabled() or table is None or table.is_inference():
-            return fold(self.bias(), masks), kind
-        state = (table.data_ptr(), table._version, table.dtype, table.device, shift)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, fold(self.bias(), masks))
-        return self._kept[1], kind
+        if torch.is_grad_enabled() or table is None or table.is_inference() or table.device.type != "cpu":
+            return fold(self.bias(), masks), kind                              # elsewhere to compare would mean to wait for the device
+        kept = self._kept.get(shift)
+        if kept is None or kept[0].dtype != table.dtype or not torch.equal(kept[0], table):
+            kept = self._kept[shift] = (table.clone(), fold(self.bias(), masks))
+        return kept[1], kind
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}}                                   # copies and files do without
 
     def forward(self, x: Tensor, shift: int = 0) -> Tensor:
         """Return attention over the windows of (B, H, W, C), cut with an offset of ``shift``; the same shape."""
