@@ -376,7 +376,7 @@ def test_tasks_have_their_own_networks_and_scores(monkeypatch, shared):
 ])
 def test_wrong_presets_are_refused(change, named):
     with pytest.raises(ValueError) as error:
-        PAPER.preset("smoke", change)
+        experiment(PAPER.preset("smoke", change), 0, torch.device("cpu"))
     assert named in str(error.value)
 
 
