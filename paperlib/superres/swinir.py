@@ -703,8 +703,6 @@ class SwinIRPreset(Preset):
     def __post_init__(self):
         if bad := [f"{k}={getattr(self, k)}" for k in ("level", "patch", "steps", "batch_size", "lr", "embed_dim", "heads") if not getattr(self, k) > 0]:
             raise ValueError(f"{', '.join(bad)}: expected a value above 0")
-        if self.task not in ("sr", "denoise", "jpeg"):
-            raise ValueError(f"task={self.task!r}: expected 'sr', 'denoise' or 'jpeg'")
 
 
 PAPER = Paper(
@@ -736,14 +734,12 @@ PAPER = Paper(
               ("window", "window_size=4", "our question", "Windows of 8 are better than windows of 4"),
               ("depth", "depths=(2, 2)", "our question", "More Swin layers a block are better: 4 against 2"))),
         Claim("shift-alone", "Where no convolution crosses the walls inside the blocks, shifted windows help", "our question", "psnr_y_crop", "Set5 x2",
-              ours="psnr(closing='1x1', steps=1500) - psnr(closing='1x1', shift=False, steps=1500)",
-              trend="psnr(closing='1x1', steps=1500) > psnr(closing='1x1', shift=False, steps=1500)"),
+              ours="psnr(closing='1x1', steps=1500) - psnr(closing='1x1', shift=False, steps=1500)", trend="psnr(closing='1x1', steps=1500) > psnr(closing='1x1', shift=False, steps=1500)"),
         *(Claim(name, f"A convolution as the first layer gives better results than a linear embedding{text}", "related work: Xiao et al. 2021", "psnr_y_crop", "Set5 x2",
                 ours=f"psnr({rate}steps=1500) - psnr({rate}steps=1500, stem_size=1)", trend=f"psnr({rate}steps=1500) > psnr({rate}steps=1500, stem_size=1)")
           for name, rate, text in (("stem-better", "", ""), ("stem-better-fast", "lr=0.02, ", ", at four times the rate as well"))),
         Claim("stem-stable", "A convolution as the first layer makes training more stable: it loses less at four times the rate", "related work: Xiao et al. 2021",
-              "psnr_y_crop", "Set5 x2", ours="psnr(steps=1500) - psnr(lr=0.02, steps=1500)",
-              trend="psnr(steps=1500) - psnr(lr=0.02, steps=1500) < psnr(steps=1500, stem_size=1) - psnr(lr=0.02, steps=1500, stem_size=1)"),
+              "psnr_y_crop", "Set5 x2", ours="psnr(steps=1500) - psnr(lr=0.02, steps=1500)", trend="psnr(steps=1500) - psnr(lr=0.02, steps=1500) < psnr(steps=1500, stem_size=1) - psnr(lr=0.02, steps=1500, stem_size=1)"),
         Claim("frequencies", "Shallow features are low in frequency and deep ones high", "the reader's note", "high_share", "Set5 x2",
               ours="high_deep / high_shallow", trend="high_deep > high_shallow"),
         *(Claim(name, text, f"tables of {task}", "psnr_y_crop", data, ours=f"psnr({run}) - psnr_input({run})", trend=f"psnr({run}) > psnr_input({run}) + {gain}")
@@ -784,13 +780,13 @@ def require_sound(preset: SwinIRPreset) -> None:
     p, levels = preset, {"sr": (2, 3, 4, 8), "jpeg": range(1, 101)}.get(preset.task)
     sides = p.patch * (p.level if p.task == "sr" else 1)
     rules = {  # field -> whether it can be, what it can be
+        "task": (p.task in TASKS, f"one of {', '.join(TASKS)}"),
         "level": (p.level in levels if levels else p.level > 0, "2, 3, 4 or 8 for sr, a quality of 1 to 100 for jpeg, a sigma above 0 for denoise"),
-        "channels": (p.channels in (1, 3), "1 or 3"), "tests": (len(p.tests) > 0, "at least one data set"),
+        "channels": (p.channels in (1, 3), "1 or 3"), "tests": (len(p.tests) > 0, "at least one data set"), "window_size": (p.window_size > 1, "at least 2"),
         "depths": (min(p.depths, default=0) > 0, "a number of layers for each block"), "embed_dim": (p.embed_dim % p.heads == 0, f"a multiple of heads={p.heads}"),
-        "window_size": (p.window_size > 1, "at least 2"), "stem_size": (p.stem_size > 0 and p.stem_size % 2 == 1, "an odd side"),
+        "stem_size": (p.stem_size > 0 and p.stem_size % 2 == 1, "an odd side"), "gan_steps": (p.gan_steps >= 0, "0 or more"), "rounds": (p.rounds >= 0, "0 or more"),
         "drop_path": (0 <= p.drop_path < 1, "0 to below 1"), "ema": (0 <= p.ema < 1, "0 to below 1"), "clip_norm": (p.clip_norm >= 0, "0 or more"),
         "patch": (p.patch > 1 and (p.gan_steps < 1 or sides % 8 == 0), "at least 2; for gan_steps, wanted crops with sides that are multiples of 8"),
-        "gan_steps": (p.gan_steps >= 0, "0 or more"), "rounds": (p.rounds >= 0, "0 or more"),
         "loss": (p.loss in LOSSES, f"one of {', '.join(LOSSES)}"), "schedule": (p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")}
     if wrong := [f"{k}={getattr(p, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
