@@ -778,7 +778,6 @@ SCHEDULES = {  # factor of the rate, for the part of the training that is done
 def require_sound(preset: SwinIRPreset) -> None:
     """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names each field."""
     p, levels = preset, {"sr": (2, 3, 4, 8), "jpeg": range(1, 101)}.get(preset.task)
-    sides = p.patch * (p.level if p.task == "sr" else 1)
     rules = {  # field -> whether it can be, what it can be
         "task": (p.task in TASKS, f"one of {', '.join(TASKS)}"),
         "level": (p.level in levels if levels else p.level > 0, "2, 3, 4 or 8 for sr, a quality of 1 to 100 for jpeg, a sigma above 0 for denoise"),
@@ -786,7 +785,7 @@ def require_sound(preset: SwinIRPreset) -> None:
         "depths": (min(p.depths, default=0) > 0, "a number of layers for each block"), "embed_dim": (p.embed_dim % p.heads == 0, f"a multiple of heads={p.heads}"),
         "stem_size": (p.stem_size > 0 and p.stem_size % 2 == 1, "an odd side"), "gan_steps": (p.gan_steps >= 0, "0 or more"), "rounds": (p.rounds >= 0, "0 or more"),
         "drop_path": (0 <= p.drop_path < 1, "0 to below 1"), "ema": (0 <= p.ema < 1, "0 to below 1"), "clip_norm": (p.clip_norm >= 0, "0 or more"),
-        "patch": (p.patch > 1 and (p.gan_steps < 1 or sides % 8 == 0), "at least 2; for gan_steps, wanted crops with sides that are multiples of 8"),
+        "patch": (p.patch > 1 and (p.gan_steps < 1 or p.patch * (p.level if p.task == "sr" else 1) % 8 == 0), "at least 2; for gan_steps, wanted crops with sides that are multiples of 8"),
         "loss": (p.loss in LOSSES, f"one of {', '.join(LOSSES)}"), "schedule": (p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")}
     if wrong := [f"{k}={getattr(p, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
