@@ -226,7 +226,14 @@ def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, 
     scale = (C3 // 3 // num_heads) ** -0.5 if scale is None else scale
     folded = folded.to(qkv.dtype)
     if kernel == "pieces" or (kernel == "auto" and qkv.device.type == "cpu"):
-        return _PiecewiseAttention.apply(qkv, folded, kind.repeat(B), num_heads, size, scale)
+        if torch.is_grad_enabled() and (qkv.requires_grad or folded.requires_grad):
+            return _PiecewiseAttention.apply(qkv, folded, kind.repeat(B), num_heads, size, scale)
+        out, columns = qkv.new_empty(B, H, W, C3 // 3), W // size                # nothing to keep: strip by strip, not even the layout as a whole
+        rows = max(1, 4 * SCRATCH // (num_heads * n * n * qkv.element_size() * B * columns))
+        for y in range(0, H // size, rows):
+            strip, kinds = slice(y * size, (y + rows) * size), kind[y * columns : (y + rows) * columns]
+            out[:, strip] = _PiecewiseAttention.apply(qkv[:, strip], folded, kinds.repeat(B), num_heads, size, scale)
+        return out
     q, k, v = _split(qkv.contiguous(), 3, num_heads, size).reshape(3, B, -1, n, C3 // 3 // num_heads)      # windows and heads on one axis
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=folded[kind].flatten(0, 1), scale=scale)
     view = out.view(B, H // size, W // size, num_heads, size, size, -1)
