@@ -265,7 +265,7 @@ class Chebyshev:
         diagonal[1:] += w[0][:-1]
         diagonal[sweeps.row :] += w[1][: -sweeps.row]
         self.low = shift / diagonal.max().item()
-        self.degree = min(64, max(1, round(1.6 * math.sqrt((2 - self.low) / self.low))))
+        self.degree = 1 if self.low > 1 - 1e-6 else min(64, round(1.6 * math.sqrt((2 - self.low) / self.low)))
         self.sweeps, self.diagonal, self.inverse, self.w = sweeps, diagonal, 1 / diagonal, w
 
     def __call__(self, r: Tensor) -> Tensor:

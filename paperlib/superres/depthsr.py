@@ -322,7 +322,7 @@ PAPER = Paper(
     title_zh="用深度卷积网络学习深度图超分辨率", authors=("Xibin Song", "Yuchao Dai", "Xueying Qin"), year=2016, venue="ACCV", url="https://arxiv.org/abs/1607.01977",
     official_code="none that we know of", licence="no official code or weights; ours: Apache-2.0", model="ProgressiveSR",
     presets={
-        "smoke": DepthSRPreset(data="rooms", tests=("motorcycle",), maps=12, patches=4000, steps=600, iters=4, time="under a minute on two CPU cores",
+        "smoke": DepthSRPreset(data="rooms", tests=("motorcycle",), maps=10, patches=4000, steps=400, iters=4, time="under a minute on two CPU cores",
                                memory="1 GB", hardware="CPU"),
         "small": DepthSRPreset(data="middlebury", tests=("middlebury_a", "rooms", "middlebury_c"), noises=(0.0, 2.0, 5.0, 10.0), maps=31, patches=20000, steps=9000,
                                time="under 10 minutes on two CPU cores", memory="2 GB", hardware="CPU or GPU"),
