@@ -79,7 +79,7 @@ def measure(height: int, width: int, small: tuple[int, int], n_threads: int, rou
     for rtol in (1e-4, 1e-6):
         weights = local_weights(depth, color)
         peer = Peer(depth, weights)
-        ours = lambda dtype, rtol=rtol: irls(depth, weights.to(dtype), LAMBDA, LAMBDA, 10, "notes", EPS, rtol)
+        ours = lambda dtype, rtol=rtol: irls(depth, weights.to(dtype), LAMBDA, LAMBDA, 10, "notes", EPS, rtol)  # noqa: B023
         light = local_weights(depth.float(), color.float())
         kept = {"ours": ours(torch.float64)[1][-1].item(), "float32": irls(depth, light, LAMBDA, LAMBDA, 10, "notes", EPS, rtol)[1][-1].item(),
                 "cg": peer.energy(peer.run(10, rtol, False)), "jacobi": peer.energy(peer.run(10, rtol, True))}
