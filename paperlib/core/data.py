@@ -32,7 +32,7 @@ from .paper import checkout
 # %% auto #0
 __all__ = ['TEMPORARY', 'FORMATS', 'SOURCES', 'atomic_write', 'read_image', 'write_image', 'Pictures', 'Files', 'Source',
            'data_path', 'cache_path', 'data_roots', 'Entry', 'registry', 'sha256', 'registry_line', 'crop_fits',
-           'dataset', 'DownloadError', 'fetch', 'verify', 'Availability', 'available']
+           'DepthPair', 'DepthMaps', 'dataset', 'DownloadError', 'fetch', 'verify', 'Availability', 'available']
 
 # %% ../../nbs/core/data.ipynb #atomic-write
 @contextmanager
@@ -533,6 +533,72 @@ def _nyuv2(source: Source, path: str | os.PathLike | None, split: str = "all", r
 
     return nyuv2(_locate(source, path)[1], split, raw)
 
+# %% ../../nbs/core/data.ipynb #depth-maps
+class DepthPair(NamedTuple):
+    """A depth map and the picture that lies on it: ``depth`` (H, W) float64 in the units of its file, NaN where unknown; ``rgb`` (H, W, 3) uint8 or None."""
+
+    depth: np.ndarray
+    rgb: np.ndarray | None
+
+
+class DepthMaps:
+    """Depth maps with names, read when asked for: iterating gives ``(name, DepthPair)``; a name or number gives a pair, a slice a smaller set."""
+
+    def __init__(self, name: str, readers: Mapping[str, Callable[[], DepthPair]], licence: str = "", source: str = ""):
+        self.name, self.licence, self.source, self._readers, self.names = name, licence, source, dict(readers), tuple(readers)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, DepthPair]]:
+        return ((name, self[name]) for name in self.names)
+
+    def __getitem__(self, key: int | str | slice) -> DepthPair | DepthMaps:
+        if isinstance(key, slice):
+            return DepthMaps(self.name, {name: self._readers[name] for name in self.names[key]}, self.licence, self.source)
+        name = self.names[key] if isinstance(key, int | np.integer) else key
+        if name not in self._readers:
+            raise KeyError(f"no depth map {name!r} in {self.name}; {_nearest(name, self.names)}")
+        return self._readers[name]()
+
+# %% ../../nbs/core/data.ipynb #read-middlebury
+def _middlebury(source: Source, path: str | os.PathLike | None, split: str = "a") -> DepthMaps:
+    """Read a part of the Middlebury depth maps: "a", "b", "c" or "train"."""
+    root = _locate(source, path)[1]
+    a, c = ("art", "books", "moebius"), ("cones", "teddy", "tsukuba", "venus")
+    parts = {  # name -> (depth, colour or None, top and left of the depth map in the colour picture)
+        "a": {n: (f"A/Depth/{n}.png", f"A/RGB/{n}.png", (11, 7)) for n in a},
+        "b": {n: (f"B/Depth/{n}.png", f"A/RGB/{n}.png" if n in a else None, (8, 0)) for n in ("art", "books", "dolls", "laundry", "moebius", "reindeer")},
+        "c": {n: (f"C_{n}.npz", f"C/RGB/{n}.png", (0, 0)) for n in c},
+        "train": {p.stem: (f"train_depth_only/{p.name}", None, (0, 0)) for p in sorted(root.glob("train_depth_only/Df_*.npz"))},
+    }
+    if split not in parts:
+        raise ValueError(f"split must be 'a', 'b', 'c' or 'train', got {split!r}")
+    wanted = [f for depth, rgb, _ in parts[split].values() for f in (depth, rgb) if f] or ["train_depth_only/Df_01.npz"]
+    if missing := [f for f in wanted if not (root / f).is_file()]:
+        raise FileNotFoundError(f"{source.title} in {root} is incomplete: {', '.join(missing[:5])} missing; {_mend(source)}")
+
+    def reader(depth: str, rgb: str | None, corner: tuple[int, int]) -> Callable[[], DepthPair]:
+        def read() -> DepthPair:
+            z = read_image(root / depth, "L") if depth.endswith(".png") else np.load(root / depth)["depth"]
+            (top, left), (h, w) = corner, z.shape
+            return DepthPair(z.astype(np.float64), None if rgb is None else read_image(root / rgb, "RGB")[top:top + h, left:left + w])
+        return read
+
+    return DepthMaps(f"{source.name} {split}", {n: reader(*files) for n, files in parts[split].items()}, source.licence, source.where)
+
+# %% ../../nbs/core/data.ipynb #read-motorcycle
+def _motorcycle(source: Source, path: str | os.PathLike | None) -> DepthMaps:
+    """Read the motorcycle: disparity in pixels, NaN where it is unknown, and the left picture."""
+    if path is not None:
+        raise ValueError(f"the motorcycle comes inside an installed package and takes no path, got {str(path)!r}")
+
+    def read() -> DepthPair:
+        z = np.load(_installed("skimage/data/motorcycle_disp.npz"))["arr_0"].astype(np.float64)
+        return DepthPair(np.where(np.isfinite(z), z, np.nan), read_image(_installed("skimage/data/motorcycle_left.png"), "RGB"))
+
+    return DepthMaps(source.name, {"motorcycle": read}, source.licence, source.where)
+
 # %% ../../nbs/core/data.ipynb #sources
 _RENUMBERED_14 = tuple(f"img_{i:03d}" for i in range(1, 15))
 _RENUMBERED_100 = tuple(f"img_{i:03d}" for i in range(1, 101))
@@ -569,6 +635,11 @@ SOURCES = {source.name: source for source in (
     Source("nyuv2", "NYU Depth v2, labelled part (Silberman et al. 2012)", "none stated; cite Silberman et al. 2012",
            "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html", ("nyuv2", "NYUv2", "nyu_depth_v2"), _nyuv2,
            names=(("nyu_depth_v2_labeled",),), suffixes=(".mat",)),
+    Source("motorcycle", "Motorcycle of Middlebury 2014 (Scharstein et al.), inside scikit-image", "none stated; cite Scharstein et al. 2014",
+           "https://vision.middlebury.edu/stereo/data/", (), _motorcycle, names=(("motorcycle",),), embedded=True),
+    Source("middlebury_depthsr", "Middlebury depth maps as kept with MSG-Net (Hui et al. 2016)", "non-commercial use only; cite Scharstein et al.",
+           "https://github.com/twhui/MSG-Net", ("middlebury_depthsr",), _middlebury,
+           names=(("C_cones", "C_teddy", "C_tsukuba", "C_venus"),), suffixes=(".npz",)),
 )}
 
 # %% ../../nbs/core/data.ipynb #source-of
@@ -586,12 +657,13 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"), ``cache`` (how many pictures to keep in memory,
+        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"), ``cache`` (how many pictures to keep in memory,
         default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
-    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2
+    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; :class:`DepthMaps` for
+    motorcycle and middlebury_depthsr
 
     Raises
     ------

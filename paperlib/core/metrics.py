@@ -439,6 +439,9 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "time_ratio": "seconds of a peer over ours, in turn on one machine",
     "train_mse": "mean squared error on the training set",
     "high_share": "share of a feature map's variance above a quarter cycle per pixel",
+    "log_likelihood": "mean log-likelihood of a sample under a fitted law, nats",
+    "shape": "exponent of a generalised normal law fitted to a sample: 1 Laplace, 2 normal",
+    "overshoot": "mean distance, grey levels, by which a map leaves the range of the truth around a pixel",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric
