@@ -1,6 +1,7 @@
 """Depth super-resolution: the solver over readings, shapes and types, the protocol's bicubic rows, and input that should be refused."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -134,7 +135,64 @@ def test_loose_conjugate_gradients_reach_the_twin_solved_by_conjugate_gradients(
     assert refine(depth, color)[1][-1].item() == pytest.approx(fall[-1], rel=1e-3)
 
 
+def test_any_weights_count_as_they_stand():
+    """A weight of the pixel itself is used, and a view cut out of a wider tensor is not taken for the padded layout."""
+    depth, _ = scene(20, 26)
+    depth, g = depth.double(), torch.Generator().manual_seed(0)
+    wide = torch.rand(49, 20, 29, generator=g, dtype=torch.float64)
+    wide = wide / wide.sum(0)
+    view = wide[:, :, :26]
+    padded = torch.nn.functional.pad(depth, (3, 3, 3, 3))
+    patches = padded.unfold(0, 7, 1).unfold(1, 7, 1).reshape(20, 26, 49).movedim(-1, 0)      # zeros outside of the map
+    for reading, gap in (("notes", (view * patches).sum(0) - depth), ("ar", depth - (view * patches).sum(0))):
+        steps = depth.diff(dim=0).abs().sum() + depth.diff(dim=1).abs().sum()
+        assert energy(depth, depth, view, reading=reading).item() == pytest.approx((0.7 * gap.square().sum() + 0.7 * steps).item(), rel=1e-9)
+
+
+def test_refine_leaves_no_graph():
+    depth, color = scene()
+    found, energies = refine(depth.clone().requires_grad_(), color.clone().requires_grad_(), iters=2)
+    assert not found.requires_grad and not energies.requires_grad
+
+
+def test_a_frozen_unit_stays_frozen():
+    model = ProgressiveSR(4).train()
+    model.units[0].eval()
+    model(torch.rand(1, 1, 9, 9))
+    assert [unit.training for unit in model.units] == [False, True] and model.training
+
+
+@pytest.mark.parametrize("change", [{"scale": 3}, {"arrangement": "x"}, {"data": "nyu"}, {"iters": -1}, {"lambda1": -1.0}, {"tests": ()}, {"tests": ("nope",)},
+                                    {"widths": (0, 3)}, {"noises": (-1.0,)}, {"joint": True, "scale": 2}, {"steps": 0}])
+def test_presets_that_cannot_run_are_refused(change):
+    with pytest.raises(ValueError) as error:
+        depthsr.PAPER.preset("smoke", change)
+    assert next(iter(change)) in str(error.value)
+
+
+def test_damaged_and_missing_maps_are_named(tmp_path, shared):
+    root = tmp_path / "middlebury_depthsr"
+    shutil.copytree(shared / "data" / "middlebury_depthsr", root)
+    (root / "C_cones.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="C_cones.npz"):
+        dataset("middlebury_depthsr", path=root, split="c")["cones"]
+    np.savez(root / "C_teddy.npz", other=np.zeros(3))
+    with pytest.raises(ValueError, match="C_teddy.npz"):
+        dataset("middlebury_depthsr", path=root, split="c")["teddy"]
+    np.savez(root / "C_venus.npz", depth=np.zeros((2000, 3)))
+    with pytest.raises(ValueError, match="C_venus.npz has 2000 x 3"):
+        dataset("middlebury_depthsr", path=root, split="c")["venus"]
+    (root / "train_depth_only" / "Df_61.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="Df_61.npz"):
+        dataset("middlebury_depthsr", path=root, split="train")
+
+
 @pytest.mark.parametrize("call, message", [
+    (lambda d, c: refine(torch.rand(2, 1, 1, 1)), "at least two pixels"), (lambda d, c: refine(d * 1e30), "all below"), (lambda d, c: refine(d.to(torch.complex64)), "real depth"),
+    (lambda d, c: refine(d, eps="a"), "eps='a'"), (lambda d, c: refine(d, c[None]), f"got {(1, *scene()[1].shape)}"),
+    (lambda d, c: energy(d, d, 7 * local_weights(d)), "add up to 1"), (lambda d, c: energy(d, d, torch.full((16, *d.shape), 1 / 16)), "odd window"),
+    (lambda d, c: energy(d, d, local_weights(d).numpy()), "torch tensors"), (lambda d, c: local_weights(d, window=4), "window=4"),
+    (lambda d, c: local_weights(d[:1, :1]), "two pixels"), (lambda d, c: local_weights(d.to(torch.uint8)), "uint8"), (lambda d, c: local_weights(d, c[..., :-1]), "lies on the map"),
     (lambda d, c: refine(d.numpy(), c), "torch tensors"), (lambda d, c: refine(d[None], c), "expected depth_cnn"), (lambda d, c: refine(d, c[:, :-1]), "lies on the map"),
     (lambda d, c: refine(d, c[:2]), "3 or 1"), (lambda d, c: refine(d, c * 255), "divide 8-bit pictures"), (lambda d, c: refine(d, lambda1=-1.0), "lambda1=-1.0"),
     (lambda d, c: refine(d, lambda2=math.nan), "lambda2=nan"), (lambda d, c: refine(d, reading="yang"), "'yang'"), (lambda d, c: refine(d, iters=-1), "iters=-1"),

@@ -14,6 +14,7 @@ import re
 import secrets
 import struct
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -562,6 +563,9 @@ class DepthMaps:
         return self._readers[name]()
 
 # %% ../../nbs/core/data.ipynb #read-middlebury
+_TRAIN_MAPS = (*range(1, 59, 3), *range(59, 71))  # numbers of the 32 training maps that are kept
+
+
 def _middlebury(source: Source, path: str | os.PathLike | None, split: str = "a") -> DepthMaps:
     """Read a part of the Middlebury depth maps: "a", "b", "c" or "train"."""
     root = _locate(source, path)[1]
@@ -570,19 +574,25 @@ def _middlebury(source: Source, path: str | os.PathLike | None, split: str = "a"
         "a": {n: (f"A/Depth/{n}.png", f"A/RGB/{n}.png", (11, 7)) for n in a},
         "b": {n: (f"B/Depth/{n}.png", f"A/RGB/{n}.png" if n in a else None, (8, 0)) for n in ("art", "books", "dolls", "laundry", "moebius", "reindeer")},
         "c": {n: (f"C_{n}.npz", f"C/RGB/{n}.png", (0, 0)) for n in c},
-        "train": {p.stem: (f"train_depth_only/{p.name}", None, (0, 0)) for p in sorted(root.glob("train_depth_only/Df_*.npz"))},
+        "train": {f"Df_{i:02d}": (f"train_depth_only/Df_{i:02d}.npz", None, (0, 0)) for i in _TRAIN_MAPS},
     }
     if split not in parts:
         raise ValueError(f"split must be 'a', 'b', 'c' or 'train', got {split!r}")
-    wanted = [f for depth, rgb, _ in parts[split].values() for f in (depth, rgb) if f] or ["train_depth_only/Df_01.npz"]
+    wanted = [f for depth, rgb, _ in parts[split].values() for f in (depth, rgb) if f]
     if missing := [f for f in wanted if not (root / f).is_file()]:
         raise FileNotFoundError(f"{source.title} in {root} is incomplete: {', '.join(missing[:5])} missing; {_mend(source)}")
 
     def reader(depth: str, rgb: str | None, corner: tuple[int, int]) -> Callable[[], DepthPair]:
         def read() -> DepthPair:
-            z = read_image(root / depth, "L") if depth.endswith(".png") else np.load(root / depth)["depth"]
+            try:
+                z = read_image(root / depth, "L") if depth.endswith(".png") else np.load(root / depth)["depth"]
+            except (KeyError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{root / depth}: no depth map to be read ({error}); {_mend(source)}") from error
             (top, left), (h, w) = corner, z.shape
-            return DepthPair(z.astype(np.float64), None if rgb is None else read_image(root / rgb, "RGB")[top:top + h, left:left + w])
+            color = None if rgb is None else read_image(root / rgb, "RGB")[top:top + h, left:left + w]
+            if color is not None and color.shape[:2] != z.shape:
+                raise ValueError(f"{root / depth} has {h} x {w} pixels, more than lie in {root / rgb}; {_mend(source)}")
+            return DepthPair(z.astype(np.float64), color)
         return read
 
     return DepthMaps(f"{source.name} {split}", {n: reader(*files) for n, files in parts[split].items()}, source.licence, source.where)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['FLOOR_DEPTH', 'FLOOR_COLOR', 'STRIP', 'READINGS', 'local_variance', 'offsets', 'local_weights', 'Sweeps', 'energy',
-           'sparse_system', 'refine_sparse', 'Chebyshev', 'irls', 'refine']
+__all__ = ['FLOOR_DEPTH', 'FLOOR_COLOR', 'STRIP', 'LARGEST', 'READINGS', 'local_variance', 'offsets', 'local_weights', 'Sweeps',
+           'energy', 'sparse_system', 'refine_sparse', 'Chebyshev', 'irls', 'refine']
 
 # %% ../../nbs/superres/depth_energy.ipynb #variance
 def local_variance(x: Tensor, window: int = 7) -> Tensor:
@@ -60,6 +60,10 @@ def local_weights(depth_cnn: Tensor, color: Tensor | None = None, window: int = 
     -----
     Time and memory are linear in pixels times window^2; beside the result about ten maps.
     """
+    if depth_cnn.ndim != 2 or depth_cnn.numel() < 2 or not depth_cnn.is_floating_point() or window % 2 == 0 or window < 3:
+        raise ValueError(f"local_weights: expected a float map (H, W) of at least two pixels and an odd window >= 3, got {tuple(depth_cnn.shape)} in {depth_cnn.dtype}, window={window}")
+    if color is not None and (color.ndim != 3 or color.shape[1:] != depth_cnn.shape):
+        raise ValueError(f"local_weights: expected color (C, H, W) that lies on the map {tuple(depth_cnn.shape)}, got {tuple(color.shape)}")
     (height, width), r = depth_cnn.shape, window // 2
     store = depth_cnn.new_zeros(window * window, height, width + r)
     spread = [2 * local_variance(depth_cnn[None], window).clamp(min=FLOOR_DEPTH)]
@@ -101,9 +105,10 @@ class Sweeps:
         r = self.window // 2
         self.row = self.width + r
         self.n, self.margin = self.height * self.row, r * self.row + r
-        padded = weights.stride() == (self.n, self.row, 1) and weights.storage_offset() == 0
+        padded = weights.stride() == (self.n, self.row, 1) and weights.storage_offset() == 0          # as `local_weights` lays them out:
+        padded = padded and not weights.as_strided((len(weights), self.height, r), weights.stride(), self.width).any()   # zeros after each row
         store = weights.as_strided((len(weights), self.n), (self.n, 1)) if padded else F.pad(weights, (0, r)).reshape(len(weights), -1)
-        self.taps = [(dy * self.row + dx, store[k]) for k, (dy, dx) in enumerate(offsets(self.window)) if (dy, dx) != (0, 0)]
+        self.taps = [(dy * self.row + dx, store[k]) for k, (dy, dx) in enumerate(offsets(self.window)) if (dy, dx) != (0, 0) or store[k].any()]
         self.dtype, self.device, self.reading = weights.dtype, weights.device, reading
         self.strip = STRIP if weights.device.type == "cpu" else self.n
         inside = self.pack(torch.ones(self.height, self.width, dtype=torch.float64, device=self.device))[self.margin : -self.margin]
@@ -151,13 +156,14 @@ class Sweeps:
         return (F.pad(core[1:] - core[:-1], (0, 1)) * self.links[0], F.pad(core[self.row :] - core[: -self.row], (0, self.row)) * self.links[1])
 
 # %% ../../nbs/superres/depth_energy.ipynb #check-input
+LARGEST = 1e12  # beyond it squares leave float32
 READINGS = ("notes", "ar")
 
 
 def _check(depth: Tensor, lambda1: float, lambda2: float, reading: str, eps: float) -> None:
     """Raise ValueError for what no energy can be made of."""
-    if depth.numel() < 2 or not torch.isfinite(depth).all():
-        raise ValueError(f"expected a depth map of at least two pixels without NaN or infinity, got shape {tuple(depth.shape)}")
+    if math.prod(depth.shape[-2:]) < 2 or depth.is_complex() or not (depth.abs() < LARGEST).all():
+        raise ValueError(f"expected a real depth map of at least two pixels, all below {LARGEST:g}, without NaN, got {tuple(depth.shape)} in {depth.dtype}")
     for name, value in (("lambda1", lambda1), ("lambda2", lambda2), ("eps", eps)):
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
             raise ValueError(f"{name}={value!r}: expected a number >= 0")
@@ -199,10 +205,14 @@ def energy(depth: Tensor, depth_cnn: Tensor, weights: Tensor, lambda1: float = 0
     ----------
     Song et al. 2016, the minimisation problem; the reading of A and b is not settled by our sources.
     """
-    if depth.ndim != 2 or depth.shape != depth_cnn.shape or weights.ndim != 3 or weights.shape[1:] != depth.shape or math.isqrt(len(weights)) ** 2 != len(weights):
-        raise ValueError(f"energy: expected two maps (H, W) and weights (window^2, H, W), got {tuple(depth.shape)}, {tuple(depth_cnn.shape)}, {tuple(weights.shape)}")
+    if not all(isinstance(x, Tensor) for x in (depth, depth_cnn, weights)):
+        raise ValueError(f"energy: expected torch tensors, got {', '.join(type(x).__name__ for x in (depth, depth_cnn, weights))}")
+    if depth.ndim != 2 or depth.shape != depth_cnn.shape or weights.ndim != 3 or weights.shape[1:] != depth.shape or len(weights) not in {k * k for k in range(1, math.isqrt(len(weights)) + 1, 2)}:
+        raise ValueError(f"energy: expected two maps (H, W) and weights (window^2, H, W) with an odd window, got {tuple(depth.shape)}, {tuple(depth_cnn.shape)}, {tuple(weights.shape)}")
     for x in (depth, depth_cnn):
         _check(x, lambda1, lambda2, reading, eps)
+    if not ((weights.sum(0) - 1).abs() < 1e-3).all():
+        raise ValueError("energy: expected weights that add up to 1 at every pixel, none of them NaN")
     sweeps = Sweeps(weights, reading)
     d, d_star = (sweeps.pack(x.to(sweeps.device, torch.float64)) for x in (depth, depth_cnn))
     gap = sweeps.A(d.to(sweeps.dtype)) - (d_star.to(sweeps.dtype) if reading == "notes" else 0)
@@ -363,6 +373,7 @@ def irls(d_star: Tensor, weights: Tensor, lambda1: float, lambda2: float, iters:
 # %% ../../nbs/superres/depth_energy.ipynb #refine
 def _as_batch(depth: Tensor, color: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return depth as (B, H, W) and colour as (B, C, H, W), or raise ValueError."""
+    given = None if color is None else tuple(color.shape)
     if depth.ndim == 2:
         depth, color = depth[None], None if color is None else color[None]
     elif depth.ndim == 4 and depth.shape[1] == 1:
@@ -370,12 +381,13 @@ def _as_batch(depth: Tensor, color: Tensor | None) -> tuple[Tensor, Tensor | Non
     else:
         raise ValueError(f"refine: expected depth_cnn (H, W) or (B, 1, H, W), got {tuple(depth.shape)}")
     if color is not None and (color.ndim != 4 or color.shape[1] not in (1, 3) or (color.shape[0], *color.shape[2:]) != tuple(depth.shape)):
-        raise ValueError(f"refine: expected color ([B,] 3 or 1, H, W) that lies on the map {tuple(depth.shape)}, got {tuple(color.shape)}")
+        raise ValueError(f"refine: expected color ([B,] 3 or 1, H, W) that lies on the map {tuple(depth.shape)}, got {given}")
     if color is not None and not (color.isfinite().all() and color.min() >= -1e-3 and color.max() <= 1 + 1e-3):
         raise ValueError(f"refine: expected color in [0, 1], got {color.min().item():.4g} to {color.max().item():.4g}; divide 8-bit pictures by 255")
     return depth, color
 
 
+@torch.no_grad()
 def refine(depth_cnn: Tensor, color: Tensor | None = None, lambda1: float = 0.7, lambda2: float = 0.7, iters: int = 10, reading: str = "notes",
            eps: float = 0.1, rtol: float = 1e-4, window: int = 7) -> tuple[Tensor, Tensor]:
     r"""Lower the energy of a depth map by iteratively reweighted least squares, from the network's map.
@@ -404,7 +416,7 @@ def refine(depth_cnn: Tensor, color: Tensor | None = None, lambda1: float = 0.7,
     Notes
     -----
     Conjugate gradients, preconditioned by a polynomial in the total-variation part; sweeps over shifted slices, no matrix. Memory is linear in
-    pixels: ``window^2`` weights a pixel and some thirty maps. Works on the device of ``depth_cnn``; maps of a batch one after another.
+    pixels: ``window^2`` weights a pixel and some thirty maps. Works on the device of ``depth_cnn``; maps of a batch one after another. No gradients pass: `energy` has them.
     """
     if not isinstance(depth_cnn, Tensor) or not isinstance(color, Tensor | None):
         raise ValueError(f"refine: expected torch tensors, got {type(depth_cnn).__name__} and {type(color).__name__}")
@@ -412,7 +424,7 @@ def refine(depth_cnn: Tensor, color: Tensor | None = None, lambda1: float = 0.7,
         raise ValueError(f"window={window!r}: expected an odd side >= 3")
     if isinstance(iters, bool) or not isinstance(iters, Integral) or iters < 0:
         raise ValueError(f"iters={iters!r}: expected a whole number >= 0")
-    if not (isinstance(rtol, Real) and 0 < rtol < 1 and eps > 0):
+    if not (isinstance(rtol, Real) and 0 < rtol < 1 and isinstance(eps, Real) and eps > 0):
         raise ValueError(f"rtol={rtol!r}, eps={eps!r}: expected 0 < rtol < 1 and eps > 0")
     _check(depth_cnn, lambda1, lambda2, reading, eps)
     depths, colors = _as_batch(depth_cnn, color)
