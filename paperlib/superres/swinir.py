@@ -30,11 +30,11 @@ from . import srcnn
 
 # %% auto #0
 __all__ = ['TASKS', 'RGB_MEAN', 'SCALES', 'DEFAULTS', 'VARIANTS', 'LOSSES', 'PAPER', 'SCHEDULES', 'as_picture', 'as_tensor',
-           'add_noise', 'jpeg', 'degrade', 'require_batch', 'pad_to_multiple', 'SwinLayer', 'closing_convolution',
-           'ResidualSwinBlock', 'SwinFeatures', 'reconstruction', 'SwinIR', 'own_config', 'load_official',
-           'official_state', 'Variant', 'restore_tiled', 'charbonnier', 'perceptual_loss', 'UNetDiscriminator',
-           'Adversarial', 'Crops', 'augment', 'score', 'high_share', 'spectra', 'SwinIRPreset', 'settings',
-           'test_pictures', 'require_sound', 'train', 'experiment', 'srcnn_twin', 'race']
+           'add_noise', 'jpeg', 'degrade', 'pad_to_multiple', 'SwinLayer', 'closing_convolution', 'ResidualSwinBlock',
+           'SwinFeatures', 'require_batch', 'reconstruction', 'SwinIR', 'own_config', 'load_official', 'official_state',
+           'Variant', 'restore_tiled', 'charbonnier', 'perceptual_loss', 'UNetDiscriminator', 'Adversarial', 'Crops',
+           'augment', 'score', 'high_share', 'spectra', 'SwinIRPreset', 'settings', 'test_pictures', 'require_sound',
+           'train', 'experiment', 'srcnn_twin', 'race']
 
 # %% ../../nbs/superres/swinir.ipynb #degradations
 TASKS = ("sr", "denoise", "jpeg")
@@ -93,14 +93,6 @@ def degrade(picture: np.ndarray, task: str, level: float, seed: int = 0) -> np.n
 
 # %% ../../nbs/superres/swinir.ipynb #reflect
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-
-
-def require_batch(x: Tensor, channels: int) -> None:
-    """Raise ValueError unless x is a float tensor (B, channels, H, W) with at least one pixel."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"expected a torch tensor (B, {channels}, H, W) in [0, 1], got {type(x).__name__}")
-    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(f"expected (B, {channels}, H, W) in floats of [0, 1] with at least one pixel, got {tuple(x.shape)} in {x.dtype}")
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -212,6 +204,14 @@ class SwinFeatures(nn.Module):
 
 # %% ../../nbs/superres/swinir.ipynb #reconstruction
 SCALES = {"pixelshuffle": (1, 2, 3, 4, 8), "pixelshuffledirect": (1, 2, 3, 4, 8), "nearest+conv": (2, 4), "": (1,)}
+
+
+def require_batch(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless x is a float tensor (B, channels, H, W) with at least one pixel."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected a torch tensor (B, {channels}, H, W) in [0, 1], got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape or not x.is_floating_point():
+        raise ValueError(f"expected (B, {channels}, H, W) in floats of [0, 1] with at least one pixel, got {tuple(x.shape)} in {x.dtype}")
 
 
 def reconstruction(upsampler: str, scale: int, embed_dim: int, channels: int, features: int = 64) -> dict[str, nn.Module]:
