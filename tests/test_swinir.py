@@ -266,6 +266,15 @@ def test_wrong_tiles_are_refused(tile, overlap):
         restore_tiled(model, torch.rand(1, 3, 32, 32), tile, overlap)
 
 
+@pytest.mark.parametrize("x, settings, message", [
+    (np.zeros((1, 3, 8, 8), np.float32), {}, "got ndarray"), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {}, "torch.uint8"), (torch.rand(3, 8, 8), {}, "(3, 8, 8)"),
+    (torch.rand(1, 3, 8, 8), {"tile": "16"}, "tile='16'"), (torch.rand(1, 3, 8, 8), {"tile": 16.0}, "tile=16.0"), (torch.rand(1, 3, 8, 8), {"tile": 16, "overlap": 8.0}, "overlap=8.0")])
+def test_what_cannot_be_restored_is_refused(x, settings, message):
+    with pytest.raises(ValueError) as error:
+        SwinIR(2, 3, (2,), 8, (2,), 4).restore(x, **settings)
+    assert message in str(error.value)
+
+
 def test_restore_leaves_the_mode_alone():
     model = SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.5).train()
     x = torch.rand(1, 3, 16, 16)

@@ -31,10 +31,10 @@ from . import srcnn
 # %% auto #0
 __all__ = ['TASKS', 'RGB_MEAN', 'SCALES', 'DEFAULTS', 'VARIANTS', 'LOSSES', 'PAPER', 'SCHEDULES', 'as_picture', 'as_tensor',
            'add_noise', 'jpeg', 'degrade', 'pad_to_multiple', 'SwinLayer', 'closing_convolution', 'ResidualSwinBlock',
-           'SwinFeatures', 'reconstruction', 'SwinIR', 'own_config', 'load_official', 'official_state', 'Variant',
-           'restore_tiled', 'charbonnier', 'perceptual_loss', 'UNetDiscriminator', 'Adversarial', 'Crops', 'augment',
-           'score', 'high_share', 'spectra', 'SwinIRPreset', 'settings', 'test_pictures', 'require_sound', 'train',
-           'experiment', 'srcnn_twin', 'race']
+           'SwinFeatures', 'require_batch', 'reconstruction', 'SwinIR', 'own_config', 'load_official', 'official_state',
+           'Variant', 'restore_tiled', 'charbonnier', 'perceptual_loss', 'UNetDiscriminator', 'Adversarial', 'Crops',
+           'augment', 'score', 'high_share', 'spectra', 'SwinIRPreset', 'settings', 'test_pictures', 'require_sound',
+           'train', 'experiment', 'srcnn_twin', 'race']
 
 # %% ../../nbs/superres/swinir.ipynb #degradations
 TASKS = ("sr", "denoise", "jpeg")
@@ -206,6 +206,14 @@ class SwinFeatures(nn.Module):
 SCALES = {"pixelshuffle": (1, 2, 3, 4, 8), "pixelshuffledirect": (1, 2, 3, 4, 8), "nearest+conv": (2, 4), "": (1,)}
 
 
+def require_batch(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless x is a float tensor (B, channels, H, W) with at least one pixel."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected a torch tensor (B, {channels}, H, W) in [0, 1], got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape or not x.is_floating_point():
+        raise ValueError(f"expected (B, {channels}, H, W) in floats of [0, 1] with at least one pixel, got {tuple(x.shape)} in {x.dtype}")
+
+
 def reconstruction(upsampler: str, scale: int, embed_dim: int, channels: int, features: int = 64) -> dict[str, nn.Module]:
     """Return the layers that make a picture of features, by their official names.
 
@@ -298,8 +306,7 @@ class SwinIR(SwinFeatures):
         -------
         (B, c, H s, W s), not clipped
         """
-        if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape or not x.is_floating_point():
-            raise ValueError(f"expected (B, {self.channels}, H, W) in floats with at least one pixel, got {tuple(x.shape)} in {x.dtype}")
+        require_batch(x, self.channels)
         given = self.centred(x)
         shallow = self.conv_first(given)
         y = self.reconstruct(shallow + self.deep_features(shallow))            # H_REC(F_0 + F_DF)
@@ -461,6 +468,9 @@ def restore_tiled(model: SwinIR, x: Tensor, tile: int | None = None, overlap: in
     There its weight is 0 for 3/8 of the overlap, then rises linearly; weights sum to 1 at every pixel. Memory: the result, the
     padded input, and what the network needs for tile x tile pixels.
     """
+    require_batch(x, model.channels)
+    if not isinstance(tile, int | None) or not isinstance(overlap, int):
+        raise ValueError(f"tile={tile!r}, overlap={overlap!r}: expected whole numbers of pixels")
     training, (height, width), m, s = model.training, x.shape[-2:], model.multiple, model.scale
     parameter = next(model.parameters())
     model.eval()
