@@ -266,7 +266,7 @@ class Chebyshev:
     r"""An approximate inverse of $M=cI+P^\top\!\mathrm{diag}(w)P$, the cheap and stiff part of the system, as a fixed polynomial.
 
     Jacobi-scaled, $M$ has its eigenvalues in $[\ell,2-\ell]$ with $\ell=\min_u c/M_{uu}$ (Gershgorin), so nothing has to be estimated; the degree
-    grows with the root of $(2-\ell)/\ell$. One degree is eight passes over a vector. Strips with a rim as high as the degree give the same
+    grows with the root of $(2-\ell)/\ell$, up to 64, and below that $\ell$ the polynomial is a weaker preconditioner, not a wrong one. One degree is eight passes over a vector. Strips with a rim as high as the degree give the same
     numbers as the whole, so that large maps are worked on in the cache.
     """
 
