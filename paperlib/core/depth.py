@@ -9,15 +9,18 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import njit, prange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .scenes import Frames, Recorded, RoomConfig, SceneConfig, SceneStream
 
 # %% auto #0
-__all__ = ['DepthSet', 'render_set', 'RecordedFrames', 'mean_log_map', 'depth_edges', 'boundary_scores']
+__all__ = ['DepthSet', 'render_set', 'RecordedFrames', 'mean_log_map', 'log_ratio_moments_plain', 'log_ratio_moments',
+           'depth_sums', 'depth_edges', 'boundary_scores']
 
 # %% ../../nbs/core/depth.ipynb #depth-set
 class DepthSet(NamedTuple):
@@ -137,6 +140,140 @@ def mean_log_map(data: DepthSet | RecordedFrames, cells: Callable[[Tensor], Tens
     if not torch.is_tensor(count) or not count.any():
         raise ValueError("mean_log_map: no frame has a known depth")
     return torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
+
+# %% ../../nbs/core/depth.ipynb #moments-plain
+def log_ratio_moments_plain(pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `log_ratio_moments` does, in plain torch: its twin on GPUs and in float64, and its test."""
+    one = pred.new_ones(())
+    d = (pred.where(mask, one).log() - target.where(mask, one).log()).flatten(1)
+    n = mask.flatten(1).sum(1).to(d.dtype)
+    mean = d.sum(1) / n.clamp(min=1)
+    spread = (d - mean[:, None]).where(mask.flatten(1), d.new_zeros(()))
+    return n, mean, spread.square().sum(1) / n.clamp(min=1)
+
+# %% ../../nbs/core/depth.ipynb #log32
+@njit(inline="always")
+def _log32(x):
+    """Return the natural logarithm of a positive float32, to about an ulp."""
+    bits = np.float32(max(x, np.float32(1e-37))).view(np.int32)
+    exponent, m = (bits >> 23) - 127, np.int32((bits & 0x7FFFFF) | 0x3F800000).view(np.float32)
+    large = m > np.float32(1.41421356)
+    m, exponent = (m * np.float32(0.5) if large else m), (exponent + 1 if large else exponent)
+    f, e = m - np.float32(1), np.float32(exponent)
+    p = np.float32(7.0376836292e-2) * f - np.float32(1.1514610310e-1)
+    p = (p * f + np.float32(1.1676998740e-1)) * f - np.float32(1.2420140846e-1)
+    p = (p * f + np.float32(1.4249322787e-1)) * f - np.float32(1.6668057665e-1)
+    p = (p * f + np.float32(2.0000714765e-1)) * f - np.float32(2.4999993993e-1)
+    p = (p * f + np.float32(3.3333331174e-1)) * f * f * f
+    return f + (p - e * np.float32(2.12194440e-4) - np.float32(0.5) * f * f) + e * np.float32(0.693359375)
+
+# %% ../../nbs/core/depth.ipynb #kernel
+_STRIP = 16384            # pixels: three strips of floats and one of bytes fit the second-level cache
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def _moments_kernel(pred, target, mask, d, keep, out, strip):
+    """Fill out (B, strips, 3), valid pixels, mean, sum of squares about it, and d (B, N) if it is to be kept."""
+    pixels = pred.shape[1]
+    for k in prange(out.shape[0] * out.shape[1]):
+        b, a = k // out.shape[1], k % out.shape[1] * strip
+        z = min(pixels, a + strip)
+        p, t, m, r = pred[b, a:z], target[b, a:z], mask[b, a:z], d[b, a:z] if keep else np.empty(z - a, np.float32)
+        n, total, squares = 0, np.float32(0), np.float32(0)
+        for i in range(z - a):
+            ratio = p[i] / t[i]
+            r[i] = _log32(ratio if m[i] else np.float32(1))
+        for i in range(z - a):
+            total += r[i]
+            n += m[i]
+        mean = total / np.float32(max(n, 1))
+        for i in range(z - a):
+            e = r[i] - mean if m[i] else np.float32(0)
+            squares += e * e
+        out[b, k % out.shape[1], 0], out[b, k % out.shape[1], 1], out[b, k % out.shape[1], 2] = n, mean, squares
+
+# %% ../../nbs/core/depth.ipynb #moments
+class _LogRatioMoments(torch.autograd.Function):
+    """`log_ratio_moments` on a CPU in float32: forward by the kernel, backward in closed form."""
+
+    @staticmethod
+    def forward(ctx, pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p, t, m = (x.detach().flatten(1).contiguous() for x in (pred, target, mask))
+        keep, strips = ctx.needs_input_grad[0], np.zeros((len(p), -(-p.shape[1] // _STRIP), 3))
+        d = torch.empty_like(p) if keep else torch.empty(1, 1)
+        _moments_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), d.numpy(), keep, strips, _STRIP)
+        n, mean, squares = torch.from_numpy(strips).unbind(-1)
+        count = n.sum(1)
+        whole = (n * mean).sum(1) / count.clamp(min=1)
+        variance = (squares + n * (mean - whole[:, None]).square()).sum(1) / count.clamp(min=1)
+        ctx.save_for_backward(p, m, d, count.float(), whole.float())
+        ctx.shape = pred.shape
+        ctx.mark_non_differentiable(out := count.float())
+        return out, whole.float(), variance.float()
+
+    @staticmethod
+    def backward(ctx, _, to_mean: Tensor, to_variance: Tensor) -> tuple[Tensor, None, None]:
+        p, m, d, n, mean = ctx.saved_tensors
+        slope = 2 * to_variance / n.clamp(min=1)
+        g = torch.addcmul((to_mean / n.clamp(min=1) - slope * mean)[:, None], d, slope[:, None]).div_(p)
+        return g.where(m, g.new_zeros(())).view(ctx.shape), None, None
+
+# %% ../../nbs/core/depth.ipynb #log-ratio-moments
+def log_ratio_moments(pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return number, mean and (biased) variance of log pred - log target over the valid pixels of each image.
+
+    Parameters
+    ----------
+    pred, target : (B, 1, H, W) metres, > 0 where valid; other pixels may hold anything and get no gradient
+    mask : (B, 1, H, W) bool
+
+    Returns
+    -------
+    n, mean, variance : (B,) in the dtype of ``pred``, 0 for an image with no valid pixel; differentiable in ``pred``, the last two
+    """
+    fast = pred.device.type == "cpu" and pred.dtype == target.dtype == torch.float32 and not target.requires_grad
+    return (_LogRatioMoments.apply if fast else log_ratio_moments_plain)(pred, target, mask)
+
+# %% ../../nbs/core/depth.ipynb #score-kernel
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def _score_kernel(pred, target, mask, low, high, factor, out, strip):
+    """Fill out (B, strips, 11) with the sums of `depth_scores` over strips of (B, N), and the lowest depth met."""
+    pixels, strips = pred.shape[1], out.shape[1]
+    for k in prange(out.shape[0] * strips):
+        b, a = k // strips, k % strips * strip
+        z = min(pixels, a + strip)
+        p, t, m, o = pred[b, a:z], target[b, a:z], mask[b, a:z], out[b, k % strips]
+        x, y, ratio, d = np.empty(z - a), np.empty(z - a), np.empty(z - a), np.empty(z - a)
+        n, absolute, square, far1, far2, far3, lowest = 0, 0.0, 0.0, 0, 0, 0, 1.0
+        for i in range(z - a):
+            u, v = (np.float64(p[i]), np.float64(t[i])) if m[i] else (1.0, 1.0)
+            lowest = min(lowest, u, v)
+            u = min(max(u * factor[b], low), high) if m[i] else 1.0
+            x[i], y[i], ratio[i] = u, v, u / v
+        for i in range(z - a):
+            d[i] = math.log(ratio[i])
+        for i in range(z - a):
+            error, relative, far = x[i] - y[i], ratio[i] - 1, max(ratio[i], y[i] / x[i])
+            n += m[i]
+            absolute += abs(relative)
+            square += error * relative
+            o[3] += error * error
+            far1, far2, far3 = far1 + (far < 1.25), far2 + (far < 1.5625), far3 + (far < 1.953125)
+        for i in range(z - a):
+            o[4] += d[i]
+            o[5] += d[i] * d[i]
+            o[6] += abs(d[i])
+        o[0], o[1], o[2], o[7], o[8], o[9], o[10] = n, absolute, square, far1, far2, far3, lowest
+
+
+def depth_sums(pred: Tensor, target: Tensor, mask: Tensor, low: float, high: float, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ten sums (10, B) of `core.metrics.depth_scores` over (B, N) on a CPU, masked pixels counted as 1 for 1, and the lowest depth of each image."""
+    p, t, m = (x.detach().contiguous() for x in (pred, target, mask))
+    scale = np.ones(len(p)) if factor is None else factor.double().numpy()
+    out = np.zeros((len(p), -(-p.shape[1] // _STRIP), 11))
+    _score_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), float(low), float(high), scale, out, _STRIP)
+    return torch.from_numpy(out[..., :10].sum(1).T.copy()), torch.from_numpy(out[..., 10].min(1))
 
 # %% ../../nbs/core/depth.ipynb #edges
 def depth_edges(depth: Tensor, mask: Tensor, jump: float = 1.25) -> Tensor:

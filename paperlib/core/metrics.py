@@ -365,14 +365,30 @@ def _scale_factor(pred: Tensor, target: Tensor, mask: Tensor, scaling: str) -> T
 _DEPTH_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}     # pixels at once
 
 
+_COMPILED_FROM = 1 << 18                              # pixels on a CPU from which the compiled sums of core.depth are worth their start
+
+
+def _without_masked(sums: Tensor, lowest: Tensor, pixels: int) -> Tensor:
+    """Take off masked pixels, which were 1 against 1 and so within every threshold; NaN if a depth was not above 0."""
+    sums[7:] -= pixels - sums[0]
+    return sums if lowest > 0 else sums + math.nan
+
+
 def _depth_sums(pred: Tensor, target: Tensor, mask: Tensor, low: float, high: float, factor: Tensor | None) -> Tensor:
     """Return sums over the valid pixels of each image, (10, B) float64, from (B, N): what `depth_scores` divides."""
+    if pred.device.type == "cpu" and pred.numel() >= _COMPILED_FROM and pred.dtype == target.dtype and pred.dtype in (torch.float32, torch.float64):
+        from paperlib.core.depth import depth_sums
+
+        sums, lowest = depth_sums(pred, target, mask, low if high < math.inf else 0.0, high, factor)
+        return _without_masked(sums, lowest.min(), pred.shape[1])
     wide = wide_dtype(pred.device)
     one, sums = torch.ones((), dtype=wide, device=pred.device), 0.0
+    lowest = torch.ones((), dtype=wide, device=pred.device)
     step = max(1, _DEPTH_BLOCK.get(pred.device.type, 1 << 24) // len(pred))
     for a in range(0, pred.shape[1], step):
         m = mask[:, a:a + step]
         p, t = (x[:, a:a + step].to(wide).where(m, one) for x in (pred, target))
+        lowest = torch.minimum(lowest, torch.minimum(p.amin(), t.amin()))
         if factor is not None:
             p = (p * factor.to(wide)[:, None]).where(m, one)
         if high < math.inf:
@@ -382,8 +398,7 @@ def _depth_sums(pred: Tensor, target: Tensor, mask: Tensor, low: float, high: fl
         far = torch.maximum(ratio, t / p)
         within = [(far < 1.25**k).sum(1).to(wide) for k in (1, 2, 3)]
         sums = sums + torch.stack([m.sum(1).to(wide), rel.abs().sum(1), (e * rel).sum(1), e.square().sum(1), d.sum(1), d.square().sum(1), d.abs().sum(1), *within])
-    sums[7:] -= pred.shape[1] - sums[0]                                                # masked pixels are 1 against 1: no error, but within
-    return sums
+    return _without_masked(sums, lowest, pred.shape[1])
 
 # %% ../../nbs/core/metrics.ipynb #depth-scores
 def depth_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None, protocol: str = "plain", pooled: bool = False) -> dict[str, Tensor]:
@@ -415,9 +430,10 @@ def depth_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None, proto
         from paperlib.core.scenes import crop_mask
 
         mask = mask & crop_mask(rule.crop, *pred.shape[-2:], device=pred.device)
-    _require_depths("depth_scores", pred, target, mask, positive=True)
-    pred, target, mask = (x.flatten(1) for x in (pred, target, mask))
-    sums = _depth_sums(pred, target, mask, rule.low, rule.high, _scale_factor(pred, target, mask, rule.scaling))
+    factor = _scale_factor(*(x.flatten(1) for x in (pred, target, mask)), rule.scaling)
+    sums = _depth_sums(*(x.flatten(1) for x in (pred, target, mask)), rule.low, rule.high, factor)
+    if rule.high < math.inf or not sums.isfinite().all() or not sums[0].all():         # look closer only where there may be a reason
+        _require_depths("depth_scores", pred, target, mask, positive=True)
     sums = sums.sum(1, keepdim=True) if pooled else sums
     rel, sq, e2, d, d2, d_abs, *within = sums[1:] / sums[0]
     return {"abs_rel": rel, "sq_rel": sq, "rmse": e2.sqrt(), "rmse_log": d2.sqrt(), "log10_error": d_abs / math.log(10),

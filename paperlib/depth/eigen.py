@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.data import data_roots
-from ..core.depth import DepthSet, RecordedFrames, boundary_scores, mean_log_map, render_set
+from ..core.depth import DepthSet, RecordedFrames, boundary_scores, log_ratio_moments, mean_log_map, render_set
 from ..core.metrics import depth_scores
 from ..core.paper import Claim, Paper, Preset
 from ..core.scenes import Recorded, kitti, nyuv2, redkitchen
@@ -236,26 +236,14 @@ class PretrainedTrunk(nn.Module):
         return self.reduce(x)
 
 # %% ../../nbs/depth/eigen.ipynb #loss
-def _log_difference(what: str, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return d = log pred - log target, 0 in masked pixels whatever they hold, and the mask."""
+def _moments(what: str, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return n, mean and variance of d = log pred - log target of each image, whatever masked pixels hold."""
     if mask is None:
         mask = (target > 0) & target.isfinite()
     shapes = [tuple(v.shape) for v in (pred, target, mask)]
     if len(set(shapes)) != 1 or pred.ndim != 4 or pred.shape[1] != 1 or mask.dtype != torch.bool or not pred.is_floating_point():
         raise ValueError(f"{what}: expected pred, target (B, 1, H, W) in metres and a bool mask of one shape, got {shapes}, {mask.dtype}")
-    one = pred.new_ones(())
-    return pred.where(mask, one).log() - target.where(mask, one).log(), mask
-
-
-def _reduce(d: Tensor, mask: Tensor, lam: float, reduction: str) -> Tensor:
-    """Return Var(d) + (1 - lam) mean(d)^2 of each image, which is equation (4), or their mean weighted by n^2; d is 0 where masked."""
-    if reduction not in ("official", "image"):
-        raise ValueError(f"scale_invariant_loss: expected reduction 'official' or 'image', got {reduction!r}")
-    n = mask.sum((1, 2, 3)).to(d.dtype)
-    mean = d.sum((1, 2, 3)) / n.clamp(min=1)
-    spread = ((d - mean[:, None, None, None]) * mask).square().sum((1, 2, 3)) / n.clamp(min=1)
-    loss = spread + (1 - lam) * mean.square()
-    return loss if reduction == "image" else (n.square() * loss).sum() / n.square().sum().clamp(min=1)
+    return log_ratio_moments(pred, target, mask)
 
 
 def scale_invariant_loss(pred: Tensor, target: Tensor, mask: Tensor | None = None, lam: float = 0.5, reduction: str = "official") -> Tensor:
@@ -282,7 +270,11 @@ def scale_invariant_loss(pred: Tensor, target: Tensor, mask: Tensor | None = Non
     ----------
     Eigen et al. 2014, arXiv:1406.2283, section 3.2, Eq. 4.
     """
-    return _reduce(*_log_difference("scale_invariant_loss", pred, target, mask), lam, reduction)
+    if reduction not in ("official", "image"):
+        raise ValueError(f"scale_invariant_loss: expected reduction 'official' or 'image', got {reduction!r}")
+    n, mean, variance = _moments("scale_invariant_loss", pred, target, mask)
+    loss = variance + (1 - lam) * mean.square()                         # Eq. 4
+    return loss if reduction == "image" else (n.square() * loss).sum() / n.square().sum().clamp(min=1)
 
 
 def scale_invariant_error(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -305,10 +297,10 @@ def scale_invariant_error(pred: Tensor, target: Tensor, mask: Tensor | None = No
     ----------
     Eigen et al. 2014, arXiv:1406.2283, section 3.2, Eq. 1 to 3.
     """
-    d, mask = _log_difference("scale_invariant_error", pred.double(), target.double(), mask)
-    if (empty := ~mask.flatten(1).any(1)).any():
-        raise ValueError(f"scale_invariant_error: image {int(empty.nonzero()[0])} has no valid pixel")
-    return _reduce(d, mask, 1.0, "image")
+    n, _, variance = _moments("scale_invariant_error", pred.double(), target.double(), mask)
+    if (n == 0).any():
+        raise ValueError(f"scale_invariant_error: image {int((n == 0).nonzero()[0])} has no valid pixel")
+    return variance
 
 # %% ../../nbs/depth/eigen.ipynb #augment
 def augment(rgb: Tensor, depth: Tensor, size: tuple[int, int], generator: torch.Generator, normals: Tensor | None = None, *,
@@ -445,7 +437,7 @@ class StageLoss:
                 coarser = self.before.maps(rgb, self.stage - 1)
             maps = net(rgb, coarser)
         mask = depth > 0
-        loss = _reduce((LOG_STD * maps[:, :1].float() - depth.where(mask, 1.0).log()) * mask, mask, self.lam, "official")
+        loss = scale_invariant_loss((LOG_STD * maps[:, :1].float()).exp(), depth, mask, self.lam)
         if normals:
             loss = loss + 0.1 * ((1 - F.cosine_similarity(maps[:, 1:].float(), normals[0], dim=1)) * mask[:, 0]).sum() / mask.sum().clamp(min=1)
         return loss
