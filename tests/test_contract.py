@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, clone
 
 import paperlib
 from paperlib.core.data import dataset
+from paperlib.depth import eigen
 from paperlib.superres import srcnn, srforest
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -39,6 +40,9 @@ class EstimatorCase:
 
 
 CASES = {
+    "eigen": Case(lambda: eigen.MultiScaleDepthNet("rooms", 0.05, "batch", dropout=0.0), lambda: (torch.rand(4, 3, 96, 128), 1 + 4 * torch.rand(4, 1, 22, 30)),
+                  lambda model, batch: eigen.scale_invariant_loss(model(batch[0]), batch[1]),
+                  {"frames": 16, "test_frames": 8, "steps_coarse": 2, "steps_fine": 1, "batch_size": 4, "width": 0.05}),
     "srcnn": Case(lambda: srcnn.SRCNN((9, 3, 5), (8, 4)), lambda: (torch.rand(4, 1, 33, 33), torch.rand(4, 1, 19, 19)), srcnn.half_squared_error,
                   {"steps": 3, "batch_size": 2, "widths": (4, 2)}),
     "srforest": EstimatorCase(lambda: srforest.SuperResolutionForest(n_trees=2, max_depth=4), lambda: [p for _, p in dataset("photos", split="train")][2:3],

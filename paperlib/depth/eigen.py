@@ -662,9 +662,8 @@ def kitchen_experiment(preset: EigenPreset, seed: int, device: torch.device) -> 
             model.start_from(mean_map)
         if factor:
             train(model, data, preset, steps, seed, device, name=name, augmented=True, factor=factor)
-        found = evaluate(model, test, mean_map, device)
-        result |= {f"{name}{k}": v for k, v in found.items() if not isinstance(v, dict) and not k.startswith("mean_")}
-        result |= {k: v for k, v in found.items() if k.startswith("mean_")}
+        for k, v in evaluate(model, test, mean_map, device).items():
+            result[k if k.startswith("mean_") else f"{name}{k}"] = float(np.mean(list(v.values()))) if isinstance(v, dict) else v
     return result
 
 
