@@ -11,7 +11,17 @@ from PIL import Image
 import paperlib
 from paperlib.core.depth import DepthSet, render_set
 from paperlib.depth import eigen as E
-from paperlib.depth.eigen import PAPER, MultiScaleDepthNet, augment, predict, scale_invariant_error, scale_invariant_loss, targets, train, upsample
+from paperlib.depth.eigen import (
+    PAPER,
+    MultiScaleDepthNet,
+    augment,
+    predict,
+    scale_invariant_error,
+    scale_invariant_loss,
+    targets,
+    train,
+    upsample,
+)
 
 TINY = {"width": 0.02, "batch_size": 2, "frames": 8, "test_frames": 4, "steps_coarse": 1, "steps_fine": 1}
 

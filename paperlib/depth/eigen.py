@@ -654,7 +654,7 @@ def kitchen_experiment(preset: EigenPreset, seed: int, device: torch.device) -> 
     model, _ = build(preset)
     sets = [RecordedFrames(redkitchen(split=split), model.layout.size) for split in ("train", "test")]
     data, test = (s.load() for s in sets)
-    mean_map, result = mean_log_map(data, lambda depth: targets(depth, model.layout)), nearest_pose(*sets)
+    mean_map, result = mean_log_map(data, lambda depth: targets(depth, model.layout)), nearest_pose(sets, (data, test))
     steps = (preset.steps_real, *(preset.steps_real // 2 for _ in preset.scales))
     for name, start, factor in (("zero_shot_", True, 0.0), ("tuned_", True, 0.3), ("scratch_", False, 1.0)):
         model = paperlib.load("eigen", "rooms") if start else build(preset)[0]
@@ -667,12 +667,12 @@ def kitchen_experiment(preset: EigenPreset, seed: int, device: torch.device) -> 
     return result
 
 
-def nearest_pose(train_set: RecordedFrames, test_set: RecordedFrames) -> dict[str, float]:
+def nearest_pose(sets: Sequence[RecordedFrames], loaded: Sequence[DepthSet]) -> dict[str, float]:
     """Score the depth of the training frame whose pose is nearest: metres between positions, plus a metre for a turn by a radian."""
-    poses = [torch.cat([s.frames[i].camera.c2w for i in range(len(s))]) for s in (test_set, train_set)]
+    poses = [torch.cat([frame.camera.c2w for frame in s.frames]) for s in reversed(sets)]
     cosine = (torch.einsum("aij,bij->ab", *(p[:, :3, :3] for p in poses)) - 1) / 2
     nearest = (torch.cdist(*(p[:, :3, 3] for p in poses)) + cosine.clamp(-1, 1).acos()).argmin(1)
-    pred, target = (torch.stack([s[int(i)][1] for i in index]).float() for s, index in ((train_set, nearest), (test_set, range(len(test_set)))))
+    pred, target = loaded[0].depth[nearest].float(), loaded[1].depth.float()
     mask = (pred > 0) & (target > 0)
     return {f"nearest_{k}": v.mean().item() for k, v in all_scores(pred.where(mask, 1.0), target, mask).items()}
 
