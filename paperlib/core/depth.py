@@ -193,6 +193,20 @@ def _moments_kernel(pred, target, mask, d, keep, out, strip):
             squares += e * e
         out[b, k % out.shape[1], 0], out[b, k % out.shape[1], 1], out[b, k % out.shape[1], 2] = n, mean, squares
 
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def _gradient_kernel(pred, mask, d, offset, slope, g, strip):
+    """Fill g (B, N) with (offset + slope d) / pred where the mask is true, else 0; offset, slope (B,)."""
+    pixels = pred.shape[1]
+    strips = (pixels + strip - 1) // strip
+    for k in prange(pred.shape[0] * strips):
+        b, a = k // strips, k % strips * strip
+        z = min(pixels, a + strip)
+        p, m, r, out, first, second = pred[b, a:z], mask[b, a:z], d[b, a:z], g[b, a:z], offset[b], slope[b]
+        for i in range(z - a):
+            value = (first + second * r[i]) / p[i]
+            out[i] = value if m[i] else np.float32(0)
+
 # %% ../../nbs/core/depth.ipynb #moments
 class _LogRatioMoments(torch.autograd.Function):
     """`log_ratio_moments` on a CPU in float32: forward by the kernel, backward in closed form."""
@@ -216,8 +230,9 @@ class _LogRatioMoments(torch.autograd.Function):
     def backward(ctx, _, to_mean: Tensor, to_variance: Tensor) -> tuple[Tensor, None, None]:
         p, m, d, n, mean = ctx.saved_tensors
         slope = 2 * to_variance / n.clamp(min=1)
-        g = torch.addcmul((to_mean / n.clamp(min=1) - slope * mean)[:, None], d, slope[:, None]).div_(p)
-        return g.where(m, g.new_zeros(())).view(ctx.shape), None, None
+        g, offset = torch.empty_like(p), to_mean / n.clamp(min=1) - slope * mean
+        _gradient_kernel(p.numpy(), m.view(torch.uint8).numpy(), d.numpy(), offset.numpy(), slope.numpy(), g.numpy(), _STRIP)
+        return g.view(ctx.shape), None, None
 
 # %% ../../nbs/core/depth.ipynb #log-ratio-moments
 def log_ratio_moments(pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
