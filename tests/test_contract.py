@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, clone
 
 import paperlib
 from paperlib.core.data import dataset
+from paperlib.depth import eigen
 from paperlib.superres import depthsr, srcnn, srforest, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,6 +42,9 @@ class EstimatorCase:
 CASES = {
     "depthsr": Case(lambda: depthsr.ProgressiveSR(4, widths=(8, 4), residual=False), lambda: (torch.rand(4, 1, 16, 16), torch.rand(4, 1, 64, 64)), depthsr.chain_loss,
                     {"steps": 4, "batch_size": 2, "maps": 2, "patches": 50, "widths": (4, 2), "energy": False}),
+    "eigen": Case(lambda: eigen.MultiScaleDepthNet("rooms", 0.05, "batch", dropout=0.0), lambda: (torch.rand(4, 3, 96, 128), 1 + 4 * torch.rand(4, 1, 22, 30)),
+                  lambda model, batch: eigen.scale_invariant_loss(model(batch[0]), batch[1]),
+                  {"frames": 16, "test_frames": 8, "steps_coarse": 2, "steps_fine": 1, "batch_size": 4, "width": 0.05}),
     "srcnn": Case(lambda: srcnn.SRCNN((9, 3, 5), (8, 4)), lambda: (torch.rand(4, 1, 33, 33), torch.rand(4, 1, 19, 19)), srcnn.half_squared_error,
                   {"steps": 3, "batch_size": 2, "widths": (4, 2)}),
     "swinir": Case(lambda: swinir.SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.0), lambda: (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)),

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/metrics.ipynb #imports
 from __future__ import annotations
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,10 @@ from torch import Tensor
 from .images import wide_dtype, rgb_to_y
 
 # %% auto #0
-__all__ = ['GAUSSIAN', 'BOX', 'STRIP', 'PROTOCOLS', 'MEASURES', 'psnr_y_crop', 'psnr_rgb_crop', 'ssim_y_crop', 'ssim_rgb_crop',
-           'psnr_b', 'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10_error', 'silog', 'delta', 'mse_sum_frame',
-           'mae_sum_frame', 'ssim', 'ssim_legacy', 'psnr', 'psnr_uint8_wrapped', 'Protocol', 'metric']
+__all__ = ['GAUSSIAN', 'BOX', 'STRIP', 'DEPTH_PROTOCOLS', 'PROTOCOLS', 'MEASURES', 'psnr_y_crop', 'psnr_rgb_crop', 'ssim_y_crop',
+           'ssim_rgb_crop', 'psnr_b', 'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10_error', 'silog', 'delta',
+           'DepthProtocol', 'depth_scores', 'mse_sum_frame', 'mae_sum_frame', 'ssim', 'ssim_legacy', 'psnr',
+           'psnr_uint8_wrapped', 'Protocol', 'metric']
 
 # %% ../../nbs/core/metrics.ipynb #entry
 def _name(i: int, shape: torch.Size) -> str:
@@ -205,8 +207,8 @@ def psnr_b(pred: Tensor, target: Tensor, crop: int = 0) -> Tensor:
     return _decibel((pred - target).square().mean((-2, -1)) + bef).mean(1)
 
 # %% ../../nbs/core/metrics.ipynb #depth-valid
-def _valid(what: str, pred: Tensor, target: Tensor, mask: Tensor | None, positive: bool) -> tuple[Tensor, Tensor, Callable]:
-    """Check depth maps; return both in float64 with 1 in invalid pixels, and the mean over valid pixels of an image."""
+def _depth_mask(what: str, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Check the layout of depth maps and return their mask."""
     for role, x in (("pred", pred), ("target", target)):
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 1:
             got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -216,15 +218,28 @@ def _valid(what: str, pred: Tensor, target: Tensor, mask: Tensor | None, positiv
     if pred.shape != target.shape or mask.shape != target.shape or mask.dtype != torch.bool:
         raise ValueError(f"{what}: expected pred, target and a bool mask of one shape, got {tuple(pred.shape)}, "
                          f"{tuple(target.shape)}, {mask.dtype} {tuple(mask.shape)}")
-    count = mask.sum((1, 2, 3))
+    return mask
+
+
+def _require_depths(what: str, pred: Tensor, target: Tensor, mask: Tensor, positive: bool) -> None:
+    """Raise ValueError, with the image, unless what is at valid pixels can be scored."""
+    faults = {"no valid pixel": ~mask.flatten(1).any(1)}
+    for fault, bad in (("a target that is not finite and above 0 at a valid pixel", ~((target > 0) & (target < math.inf))),
+                       ("a prediction that is not finite at a valid pixel", ~(pred.abs() < math.inf)),
+                       ("a prediction that is not above 0 at a valid pixel (clamp it first)", ~(pred > 0) if positive else None)):
+        if bad is not None:
+            faults[fault] = (bad & mask).flatten(1).any(1)
+    for fault, images in faults.items():
+        if images.any():
+            raise ValueError(f"{what}: image {int(images.nonzero()[0])} has {fault}")
+
+
+def _valid(what: str, pred: Tensor, target: Tensor, mask: Tensor | None, positive: bool) -> tuple[Tensor, Tensor, Callable]:
+    """Check depth maps; return both in float64 with 1 in invalid pixels, and the mean over valid pixels of an image."""
+    mask = _depth_mask(what, pred, target, mask)
+    _require_depths(what, pred, target, mask, positive)
     pred, target = (x.to(wide_dtype(x.device)).where(mask, x.new_ones(())) for x in (pred, target))
-    for fault, bad in (("no valid pixel", count == 0),
-                       ("a target that is not finite and above 0 at a valid pixel", ~((target > 0) & target.isfinite()).flatten(1).all(1)),
-                       ("a prediction that is not finite at a valid pixel", ~pred.isfinite().flatten(1).all(1)),
-                       ("a prediction that is not above 0 at a valid pixel (clamp it first)", positive & ~(pred > 0).flatten(1).all(1))):
-        if bad.any():
-            raise ValueError(f"{what}: image {int(bad.nonzero()[0])} has {fault}")
-    return pred, target, lambda v: v.where(mask, v.new_zeros(())).sum((1, 2, 3)) / count
+    return pred, target, lambda v: v.where(mask, v.new_zeros(())).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 # %% ../../nbs/core/metrics.ipynb #depth-linear
 def abs_rel(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -300,6 +315,129 @@ def delta(pred: Tensor, target: Tensor, k: int = 1, mask: Tensor | None = None) 
         raise ValueError(f"delta: expected k of 1, 2 or 3, got {k!r}")
     p, t, mean = _valid("delta", pred, target, mask, positive=True)
     return mean((torch.maximum(p / t, t / p) < 1.25**k).to(p.dtype))
+
+# %% ../../nbs/core/metrics.ipynb #depth-protocols
+@dataclass(frozen=True)
+class DepthProtocol:
+    """How depth is scored: truths strictly between ``low`` and ``high`` metres count, predictions are cut to that range, after scaling.
+
+    ``crop`` is one of `core.scenes.CROPS`; ``scaling`` "none", "median" (truth's over prediction's) or "log mean" (the oracle of Eigen et al.).
+    """
+
+    what: str
+    crop: str | None = None
+    scaling: str = "none"
+    low: float = 0.0
+    high: float = math.inf
+
+
+DEPTH_PROTOCOLS: dict[str, DepthProtocol] = {
+    "plain": DepthProtocol("every valid pixel, as predicted"),
+    "oracle": DepthProtocol("every valid pixel, each prediction's mean log depth replaced by the truth's", scaling="log mean"),
+    "median": DepthProtocol("every valid pixel, each prediction scaled by the ratio of medians", scaling="median"),
+    "nyu": DepthProtocol("NYU Depth v2: 480 x 640, Eigen's crop, up to 10 m", "eigen_nyu", low=1e-3, high=10.0),
+    "kitti_garg": DepthProtocol("KITTI, Garg's crop, up to 80 m", "garg", low=1e-3, high=80.0),
+    "kitti_eigen": DepthProtocol("KITTI, Eigen's crop, up to 80 m", "eigen_kitti", low=1e-3, high=80.0),
+    "kitti_garg_median": DepthProtocol("KITTI, Garg's crop, up to 80 m, scaled by medians as methods without metric training are", "garg", "median", 1e-3, 80.0),
+}
+
+# %% ../../nbs/core/metrics.ipynb #depth-scaling
+def _row_median(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the median of the masked values of each row of (B, N); a row without any gives 1."""
+    count = mask.sum(1, keepdim=True)
+    ordered = x.where(mask, x.new_tensor(math.inf)).sort(1).values
+    pick = lambda i: ordered.gather(1, i.clamp(min=0))
+    middle = (pick((count - 1) // 2) + pick(count // 2)) / 2
+    return middle.where(count > 0, middle.new_ones(()))[:, 0]
+
+
+def _scale_factor(pred: Tensor, target: Tensor, mask: Tensor, scaling: str) -> Tensor | None:
+    """Return what multiplies each prediction (B, N) before it is scored, (B,) in float64, or None for nothing."""
+    if scaling == "none":
+        return None
+    if scaling == "median":
+        return _row_median(target, mask).double() / _row_median(pred, mask).double()
+    one = pred.new_ones(())
+    d = (target.where(mask, one).double() / pred.where(mask, one).double()).log()      # of the ratio: 0 where masked
+    return (d.sum(1) / mask.sum(1).clamp(min=1)).exp()
+
+# %% ../../nbs/core/metrics.ipynb #depth-sums
+_DEPTH_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}     # pixels at once
+
+
+_COMPILED_FROM = 1 << 18                              # pixels on a CPU from which the compiled sums of core.depth are worth their start
+
+
+def _without_masked(sums: Tensor, lowest: Tensor, pixels: int) -> Tensor:
+    """Take off masked pixels, which were 1 against 1 and so within every threshold; NaN if a depth was not above 0."""
+    sums[7:] -= pixels - sums[0]
+    return sums if lowest > 0 else sums + math.nan
+
+
+def _depth_sums(pred: Tensor, target: Tensor, mask: Tensor, low: float, high: float, factor: Tensor | None) -> Tensor:
+    """Return sums over the valid pixels of each image, (10, B) float64, from (B, N): what `depth_scores` divides."""
+    if pred.device.type == "cpu" and pred.numel() >= _COMPILED_FROM and pred.dtype == target.dtype and pred.dtype in (torch.float32, torch.float64):
+        from paperlib.core.depth import depth_sums
+
+        sums, lowest = depth_sums(pred, target, mask, low if high < math.inf else 0.0, high, factor)
+        return _without_masked(sums, lowest.min(), pred.shape[1])
+    wide = wide_dtype(pred.device)
+    one, sums = torch.ones((), dtype=wide, device=pred.device), 0.0
+    lowest = torch.ones((), dtype=wide, device=pred.device)
+    step = max(1, _DEPTH_BLOCK.get(pred.device.type, 1 << 24) // len(pred))
+    for a in range(0, pred.shape[1], step):
+        m = mask[:, a:a + step]
+        p, t = (x[:, a:a + step].to(wide).where(m, one) for x in (pred, target))
+        lowest = torch.minimum(lowest, torch.minimum(p.amin(), t.amin()))
+        if factor is not None:
+            p = (p * factor.to(wide)[:, None]).where(m, one)
+        if high < math.inf:
+            p = p.clamp(low, high).where(m, one)
+        e, ratio = p - t, p / t
+        rel, d = ratio - 1, ratio.log()
+        far = torch.maximum(ratio, t / p)
+        within = [(far < 1.25**k).sum(1).to(wide) for k in (1, 2, 3)]
+        sums = sums + torch.stack([m.sum(1).to(wide), rel.abs().sum(1), (e * rel).sum(1), e.square().sum(1), d.sum(1), d.square().sum(1), d.abs().sum(1), *within])
+    return _without_masked(sums, lowest, pred.shape[1])
+
+# %% ../../nbs/core/metrics.ipynb #depth-scores
+def depth_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None, protocol: str = "plain", pooled: bool = False) -> dict[str, Tensor]:
+    """Return every depth score at once, under a named protocol.
+
+    Parameters
+    ----------
+    pred, target, mask : as in `abs_rel`, with ``pred`` > 0 at valid pixels
+    protocol : one of `DEPTH_PROTOCOLS`
+    pooled : average over the pixels of all images together, not per image
+
+    Returns
+    -------
+    name -> (B,) float64, or (1,) where pooled: ``abs_rel, sq_rel, rmse, rmse_log, log10_error, silog, delta_1, delta_2, delta_3``, equal to
+    the functions of these names where the protocol is "plain"
+
+    Raises
+    ------
+    ValueError
+        As `abs_rel`; an image without a pixel that the protocol counts; an unknown protocol.
+    """
+    if protocol not in DEPTH_PROTOCOLS:
+        raise ValueError(f"depth_scores: expected a protocol of {', '.join(DEPTH_PROTOCOLS)}, got {protocol!r}")
+    rule = DEPTH_PROTOCOLS[protocol]
+    mask = _depth_mask("depth_scores", pred, target, mask)
+    if rule.high < math.inf:
+        mask = mask & (target > rule.low) & (target < rule.high)
+    if rule.crop:
+        from paperlib.core.scenes import crop_mask
+
+        mask = mask & crop_mask(rule.crop, *pred.shape[-2:], device=pred.device)
+    factor = _scale_factor(*(x.flatten(1) for x in (pred, target, mask)), rule.scaling)
+    sums = _depth_sums(*(x.flatten(1) for x in (pred, target, mask)), rule.low, rule.high, factor)
+    if rule.high < math.inf or not sums.isfinite().all() or not sums[0].all():         # look closer only where there may be a reason
+        _require_depths("depth_scores", pred, target, mask, positive=True)
+    sums = sums.sum(1, keepdim=True) if pooled else sums
+    rel, sq, e2, d, d2, d_abs, *within = sums[1:] / sums[0]
+    return {"abs_rel": rel, "sq_rel": sq, "rmse": e2.sqrt(), "rmse_log": d2.sqrt(), "log10_error": d_abs / math.log(10),
+            "silog": 100 * (d2 - d.square()).clamp(min=0).sqrt(), **{f"delta_{k}": share for k, share in enumerate(within, 1)}}
 
 # %% ../../nbs/core/metrics.ipynb #video-sums
 def mse_sum_frame(pred: Tensor, target: Tensor) -> Tensor:
@@ -436,6 +574,9 @@ PROTOCOLS: dict[str, Protocol] = {
 
 # %% ../../nbs/core/metrics.ipynb #measures
 MEASURES = {  # what a run measures that is no score of an output -> what it is
+    "boundary_f1": "how far predicted depth edges lie on true ones and true ones are found: harmonic mean of the two shares",
+    "edge_contrast": "share of the true jump of log depth that a prediction makes across true edges",
+    "rmse_log_oracle": "rmse_log after each prediction's mean log depth was replaced by the truth's",
     "time_ratio": "seconds of a peer over ours, in turn on one machine",
     "train_mse": "mean squared error on the training set",
     "high_share": "share of a feature map's variance above a quarter cycle per pixel",
