@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 import paperlib
 from paperlib.core.depth import DepthSet, render_set
+from paperlib.core.scenes import Frames, Recorded
 from paperlib.depth import eigen as E
 from paperlib.depth.eigen import (
     PAPER,
@@ -54,11 +56,16 @@ def test_a_network_starts_at_the_map_that_it_is_given():
     mean = torch.linspace(0, 1, 22 * 30).view(1, 1, 22, 30)
     model.start_from(mean)
     with torch.no_grad():
-        assert (model(torch.rand(1, 3, 96, 128), stage=0).log() - mean).abs().max() < 0.2
+        off = (model(torch.rand(8, 3, 96, 128), stage=0).log() - mean).square().mean().sqrt()
+    assert off < mean.std() / 3
+    for wrong in (mean[0, 0], mean[..., :29], torch.zeros(())):
+        with pytest.raises(ValueError, match=r"expected a map of \(1, 1, 22, 30\)"):
+            model.start_from(wrong)
 
 
 @pytest.mark.parametrize("wrong, message", [({"layout": "nyuv2"}, "layout='nyuv2'"), ({"norm": "layer"}, "norm='layer'"), ({"normals": "both"}, "normals='both'"),
-                                            ({"encoder": "vgg"}, "encoder='vgg'"), ({"scales": (2,)}, "scales"), ({"width": 0}, "width=0")])
+                                            ({"encoder": "vgg"}, "encoder='vgg'"), ({"scales": (2,)}, "scales"), ({"scales": 4}, "scales"),
+                                            ({"width": 0}, "width=0"), ({"width": float("nan")}, "width=nan"), ({"width": float("inf")}, "width=inf")])
 def test_wrong_configurations_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         MultiScaleDepthNet(**wrong)
@@ -69,6 +76,31 @@ def test_wrong_pictures_are_named():
     for shape in ((1, 3, 95, 128), (3, 96, 128), (1, 6, 96, 128)):
         with pytest.raises(ValueError, match=r"expected \(B, 3, 96, 128\)"):
             model(torch.zeros(shape))
+    for wrong in (torch.zeros(1, 3, 96, 128, dtype=torch.uint8), np.zeros((1, 3, 96, 128))):
+        with pytest.raises(ValueError, match="of floats"):
+            model(wrong)
+    for stage in (-1, 2, "1"):
+        with pytest.raises(ValueError, match="stage=.*expected None or 0 to 1"):
+            model(torch.zeros(1, 3, 96, 128), stage)
+    for wrong, message in ((torch.full((1, 3, 96, 128), 255.0), "up to 255"), (torch.zeros(1, 3, 96, 128, dtype=torch.uint8), "uint8"), (torch.zeros(3, 96, 128), "predict")):
+        with pytest.raises(ValueError, match=message):
+            predict(model, wrong)
+
+
+@pytest.mark.parametrize("norm", ["lrn", "batch"])
+def test_predicting_leaves_a_network_as_it_was(norm):
+    model, rgb = MultiScaleDepthNet("rooms", 0.05, norm).train(), torch.rand(1, 3, 96, 128)
+    model.fine.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert torch.equal(predict(model, rgb)[0], predict(model, rgb)[0])                     # no dropout
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())           # running averages included
+    assert model.coarse.dropout.training and not model.fine.training
+
+
+def test_a_network_comes_out_of_training_ready_to_predict():
+    model, preset = MultiScaleDepthNet("rooms", 0.05, "batch"), PAPER.preset("smoke", {"batch_size": 4})
+    train(model, render_set(8, (96, 128), 1, workers=0), preset, (1, 1), 0, torch.device("cpu"), name="ready-")
+    assert not any(m.training for m in model.modules())
 
 
 def loss_by_loops(pred, target, mask, lam):
@@ -119,6 +151,38 @@ def test_whatever_masked_pixels_hold_changes_nothing(bad):
         assert scale_invariant_error(p.detach(), t, mask).isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["pred", "target"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_valid_depth_that_is_none_never_gives_a_finite_loss(bad, where, dtype):
+    depth = {"pred": torch.full((2, 1, 40, 50), 2.0, dtype=dtype), "target": torch.ones(2, 1, 40, 50, dtype=dtype)}
+    depth[where][1, 0, 7, 9] = bad
+    valid = torch.ones(2, 1, 40, 50).bool()
+    each = scale_invariant_loss(depth["pred"], depth["target"], valid, reduction="image")
+    assert each[0].item() == pytest.approx(0.5 * np.log(2) ** 2, rel=1e-3) and not each[1].isfinite()
+    assert not scale_invariant_loss(depth["pred"], depth["target"], valid).isfinite()
+    with pytest.raises(ValueError, match="image 1 has a valid depth that is not finite and above 0"):
+        scale_invariant_error(depth["pred"], depth["target"], valid)
+
+
+@pytest.mark.parametrize("near, far", [(1e-30, 1e30), (1e-20, 1e20), (1e25, 1e-25), (1e-19, 1e19)])
+def test_ratios_beyond_single_precision(near, far):
+    pred, target = torch.tensor([far, 1.0]).view(1, 1, 1, 2).requires_grad_(), torch.tensor([near, 1.0]).view(1, 1, 1, 2)
+    got, want = scale_invariant_loss(pred, target), scale_invariant_loss(pred.double(), target.double())
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+    assert torch.allclose(torch.autograd.grad(got, pred)[0], torch.autograd.grad(want, pred)[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 1, 37, 53), (2, 1, 480, 640)])
+def test_half_precision_counts_its_pixels(dtype, shape):
+    target = 1 + torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    pred = 1.4 * target
+    for reduction in ("official", "image"):
+        got = scale_invariant_loss(pred.to(dtype), target.to(dtype), reduction=reduction)
+        assert got.dtype == torch.float32 and torch.allclose(got, scale_invariant_loss(pred, target, reduction=reduction), rtol=0.01)
+
+
 def test_an_image_without_a_valid_pixel():
     target = torch.ones(2, 1, 3, 3)
     target[1] = 0
@@ -133,6 +197,15 @@ def test_loss_refuses_what_it_cannot_mean():
     for args in ((x, x[..., :1]), (x, x, torch.ones(1, 1, 2, 2)), (x[0], x[0]), (x.long(), x.long())):
         with pytest.raises(ValueError, match=r"expected pred, target \(B, 1, H, W\)"):
             scale_invariant_loss(*args)
+    for lam in (-1, 2, float("nan")):
+        with pytest.raises(ValueError, match=f"lam={lam}"):
+            scale_invariant_loss(x, x, lam=lam)
+    for args, what in (((x.numpy(), x), "pred, got ndarray"), ((x, [1.0]), "target, got list"), ((x, x, x.bool().numpy()), "mask, got ndarray")):
+        with pytest.raises(ValueError, match=what):
+            scale_invariant_loss(*args)
+    for wrong in (x.bool(), x.to(torch.complex64)):
+        with pytest.raises(ValueError, match=str(wrong.dtype)):
+            scale_invariant_error(wrong, x)
     with pytest.raises(ValueError, match="'official' or 'image'"):
         scale_invariant_loss(x, x, reduction="mean")
 
@@ -169,6 +242,48 @@ def test_augment_spans_the_ranges_of_the_paper():
     half = torch.cat([torch.zeros(n, 3, 40, 20), torch.ones(n, 3, 40, 20)], 3)
     flipped = augment(half, torch.ones(n, 1, 40, 40), (40, 40), torch.Generator().manual_seed(1), max_scale=1, max_angle=0, gain=0)[0][:, 0, 20, 5] > 0.5
     assert 0.4 < flipped.float().mean() < 0.6
+
+
+def test_augment_moves_picture_and_depth_alike():
+    """Colour ramps say where each pixel of the result comes from: scale, angle, mirror and crop are read off them, and depth has to agree."""
+    n, H, W, h, w = 60, 60, 80, 40, 56
+    rows, columns = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    rgb = torch.stack([columns / W, rows / H, torch.ones(H, W)]).expand(n, 3, H, W)
+    index = (rows.floor() * W + columns.floor() + 1).expand(n, 1, H, W)
+    out, depth, _ = augment(rgb, index, (h, w), torch.Generator().manual_seed(0), max_scale=1.5, max_angle=5, gain=0)
+    v, u = torch.meshgrid(torch.arange(h) + 0.5 - h / 2, torch.arange(w) + 0.5 - w / 2, indexing="ij")
+    angles, mirrored, centres, scales = [], [], [], []
+    for x, y, one, d in zip(out[:, 0].double() * W, out[:, 1].double() * H, out[:, 2], depth[:, 0].double()):
+        inside = (one > 1 - 1e-6) & (x > 1) & (x < W - 1) & (y > 1) & (y < H - 1) & (d > 0)
+        design = torch.stack([u[inside], v[inside], torch.ones(int(inside.sum()))], 1).double()
+        fit = torch.linalg.lstsq(design, torch.stack([x[inside], y[inside]], 1)).solution                 # rows: along u, along v, centre
+        assert (design @ fit - torch.stack([x[inside], y[inside]], 1)).abs().max() < 1e-3                # an affine map, and
+        s, turn = 1 / fit[1].norm(), fit[1] / fit[1].norm()
+        side = torch.sign(fit[0, 0])
+        assert torch.allclose(fit[0] * s * side, torch.stack([turn[1], -turn[0]]), atol=1e-4)            # a similarity, maybe mirrored
+        clear = inside & ((x % 1 - 0.5).abs() < 0.45) & ((y % 1 - 0.5).abs() < 0.45)                      # not between two pixels
+        assert torch.allclose((d * s)[clear], (y.floor() * W + x.floor() + 1)[clear], rtol=1e-4)
+        angles.append(torch.rad2deg(torch.atan2(-turn[0], turn[1])))
+        mirrored.append(side < 0), centres.append(fit[2]), scales.append(s)
+    angles, scales, centres = torch.stack(angles).abs(), torch.stack(scales), torch.stack(centres)
+    assert 4 < angles.max() <= 5 + 1e-3 and 1 - 1e-4 <= scales.min() < 1.1 and 1.4 < scales.max() <= 1.5 + 1e-4
+    assert 0.25 < torch.stack(mirrored).float().mean() < 0.75
+    slack = torch.tensor([W, H]) / 2 - torch.tensor([w, h]) / 2 / scales[:, None]                         # crops anywhere that fits
+    place = (centres - torch.tensor([W, H]) / 2) / slack
+    assert place.abs().max() <= 1 + 1e-3 and place.min() < -0.8 and place.max() > 0.8
+
+
+@pytest.mark.parametrize("change, message", [({"max_scale": 0.5}, "max_scale=0.5"), ({"max_scale": float("nan")}, "max_scale=nan"), ({"max_angle": -5}, "max_angle=-5"),
+                                             ({"gain": 2}, "gain=2"), ({"flip": 7}, "flip=7")])
+def test_augment_refuses_ranges_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        augment(torch.rand(1, 3, 10, 10), torch.ones(1, 1, 10, 10), (10, 10), torch.Generator(), **change)
+
+
+def test_augment_refuses_depth_beside_the_picture():
+    for depth in (torch.ones(1, 1, 9, 10), torch.ones(2, 1, 10, 10), torch.ones(1, 10, 10)):
+        with pytest.raises(ValueError, match="of one B, H, W"):
+            augment(torch.rand(1, 3, 10, 10), depth, (8, 8), torch.Generator())
 
 
 def test_augment_mirrors_normals_and_refuses_what_it_cannot_turn():
@@ -226,20 +341,26 @@ def test_sgd_has_the_rates_of_the_paper():
     of = lambda net, name: next(g["lr"] for g in E.optimizer_of(net, preset, 10)[0].param_groups if any(p is dict(net.named_parameters())[name] for p in g["params"]))
     assert [of(model.coarse, n) for n in ("features.0.0.weight", "full6.weight", "full7.bias")] == [0.001, 0.1, 0.1]
     assert [of(model.fine[0], n) for n in ("conv1.weight", "conv2.weight", "conv3.bias")] == [0.001, 0.01, 0.001]
-    with pytest.raises(ValueError, match="optimizer='lbfgs'"):
-        E.optimizer_of(model, paperlib.paper("eigen").preset("smoke", {"optimizer": "lbfgs"}), 10)
 
 
 def test_presets_refuse_impossible_values():
-    for field, value in (("width", 0.0), ("lam", 1.5), ("steps_coarse", 0), ("max_scale", 0.0)):
+    for field, value in (("width", 0.0), ("lam", 1.5), ("steps_coarse", 0), ("max_scale", 0.5), ("max_angle", -5.0), ("dropout", 1.0),
+                         ("batch_size", 1), ("layout", "room"), ("norm", "layer"), ("normals", "both"), ("encoder", "vgg"), ("optimizer", "lbfgs"), ("scales", (4, 2, 7))):
         with pytest.raises(ValueError, match=f"{field}="):
             PAPER.preset("smoke", {field: value})
+
+
+@pytest.mark.parametrize("preset, change, field", [("small", {"scales": (4, 2)}, "scales"), ("small", {"normals": "input"}, "normals"), ("small", {"layout": "nyu"}, "layout"),
+                                                   ("small", {"width": 0.05}, "width"), ("paper", {"normals": "target"}, "normals")])
+def test_presets_refuse_what_a_data_set_cannot_do(preset, change, field):
+    with pytest.raises(ValueError, match=f"{field}="):
+        PAPER.preset(preset, change | ({"data": "redkitchen"} if preset == "small" else {}))
 
 
 def test_an_unknown_data_set_is_named():
     with pytest.raises(ValueError, match="data='kiti': expected one of rooms, redkitchen, nyu, kitti"):
         paperlib.reproduce("eigen", data="kiti")
-    with pytest.raises(ValueError, match="expected layout='kitti'"):
+    with pytest.raises(ValueError, match="layout='nyu': expected kitti with data='kitti'"):
         paperlib.reproduce("eigen", "paper", data="kitti")
 
 
@@ -269,8 +390,6 @@ def test_the_pretrained_encoder_takes_the_place_of_the_convolutions(monkeypatch)
 def nyu_home(tmp_path, monkeypatch):
     """NYU Depth v2 in its true layout, six frames of 480 x 640 with holes, as PAPERLIB_DATA."""
     h5py = pytest.importorskip("h5py", reason="NYUv2's file needs h5py")
-    from scipy.io import savemat
-
     rng, folder = np.random.default_rng(0), tmp_path / "nyuv2"
     folder.mkdir()
     depth = rng.uniform(1, 5, (6, 640, 480)).astype(np.float32)
@@ -290,6 +409,16 @@ def test_the_paper_preset_runs_on_nyu(nyu_home):
     log = np.log(np.random.default_rng(1).uniform(1, 5, 10**5))        # depth without a pattern: a cell's mean is over the 1 to 4 frames that know it,
     share = sum(p / n for n, p in {4: 0.4096, 3: 0.4096, 2: 0.1536, 1: 0.0256}.items())    # of which a fifth do not
     assert run.metrics["mean_rmse_log"] == pytest.approx(np.std(log) * np.sqrt(1 + share), rel=0.03)
+    assert run.metrics["frames_skipped"] == 0 and 0 < run.metrics["nyu_rmse"] and 0 < run.metrics["mean_nyu_abs_rel"]
+    split, whole = nyu_home / "splits.mat", (nyu_home / "splits.mat").read_bytes()
+    for cut in (0, 10, 130, len(whole) - 3):
+        split.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"splits\.mat"):
+            paperlib.reproduce("eigen", "paper", device="cpu", **short)
+    savemat(split, {"trainNdxs": np.array([[1]]), "testNdxs": np.zeros((0, 1))})
+    with pytest.raises(ValueError, match=r"splits\.mat: testNdxs is empty"):
+        paperlib.reproduce("eigen", "paper", device="cpu", **short)
+    split.write_bytes(whole)
     file = nyu_home / "nyu_depth_v2_labeled.mat"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"nyu_depth_v2_labeled\.mat.*cut short"):
@@ -325,9 +454,24 @@ def test_the_paper_preset_runs_on_kitti(kitti_home):
     missing.unlink()
     with pytest.raises(FileNotFoundError, match=r"0000000007\.(jpg|png) is missing"):
         paperlib.reproduce("eigen", "paper", device="cpu", **short)
+    (kitti_home / "eigen_train_files.txt").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(ValueError, match=r"eigen_train_files\.txt, line 1"):
+        paperlib.reproduce("eigen", "paper", device="cpu", **short)
     (kitti_home / "eigen_train_files.txt").write_text("nonsense\n")
     with pytest.raises(ValueError, match="line 1"):
         paperlib.reproduce("eigen", "paper", device="cpu", **short)
+
+
+def test_frames_without_depth_are_counted_and_not_scored():
+    rgb, depth = torch.rand(1, 3, 240, 320), torch.full((1, 1, 480, 640), 2.0)
+    big = torch.nn.functional.interpolate(rgb, (480, 640))
+    frames = [Frames(big, d, d > 0) for d in (depth, 0 * depth)]
+    model, mean = MultiScaleDepthNet("nyu", 0.02), torch.full((1, 1, 55, 74), float(np.log(2)))
+    scores = lambda which: E.evaluate_recorded(model, Recorded("two", ("a", "b"), lambda name: frames[which["ab".index(name)]]), mean, torch.device("cpu"), "nyu")
+    found = scores([0, 1])
+    assert found["frames_skipped"] == 1 and found["mean_rmse"] == pytest.approx(0, abs=1e-5) and found["mean_nyu_rmse"] == pytest.approx(0, abs=1e-5)
+    with pytest.raises(ValueError, match="none of 2 frames has a valid depth"):
+        scores([1, 1])
 
 
 def test_kitti_that_is_not_there_says_where_to_put_it(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit, prange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.data import DataLoader, Dataset
 
 from .scenes import Frames, Recorded, RoomConfig, SceneConfig, SceneStream
@@ -174,15 +175,17 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
 def _moments_kernel(pred, target, mask, d, keep, out, strip):
-    """Fill out (B, strips, 3), valid pixels, mean, sum of squares about it, and d (B, N) if it is to be kept."""
+    """Fill out (B, strips, 4), valid pixels, mean, sum of squares about it, pixels that `_log32` cannot do; and d (B, N) if it is to be kept."""
     pixels = pred.shape[1]
     for k in prange(out.shape[0] * out.shape[1]):
         b, a = k // out.shape[1], k % out.shape[1] * strip
         z = min(pixels, a + strip)
         p, t, m, r = pred[b, a:z], target[b, a:z], mask[b, a:z], d[b, a:z] if keep else np.empty(z - a, np.float32)
-        n, total, squares = 0, np.float32(0), np.float32(0)
+        n, bad, total, squares = 0, np.float32(0), np.float32(0), np.float32(0)
         for i in range(z - a):
             ratio = p[i] / t[i]
+            fits = (p[i] > 0) & (ratio > np.float32(1e-37)) & (ratio < np.float32(3e38)) | (m[i] == 0)   # then the target is above 0 too
+            bad += np.float32(0) if fits else np.float32(1)
             r[i] = _log32(ratio if m[i] else np.float32(1))
         for i in range(z - a):
             total += r[i]
@@ -191,7 +194,8 @@ def _moments_kernel(pred, target, mask, d, keep, out, strip):
         for i in range(z - a):
             e = r[i] - mean if m[i] else np.float32(0)
             squares += e * e
-        out[b, k % out.shape[1], 0], out[b, k % out.shape[1], 1], out[b, k % out.shape[1], 2] = n, mean, squares
+        o = out[b, k % out.shape[1]]
+        o[0], o[1], o[2], o[3] = n, mean, squares, bad
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
@@ -214,19 +218,23 @@ class _LogRatioMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p, t, m = (x.detach().flatten(1).contiguous() for x in (pred, target, mask))
-        keep, strips = ctx.needs_input_grad[0], np.zeros((len(p), -(-p.shape[1] // _STRIP), 3))
+        keep, strips = ctx.needs_input_grad[0], np.zeros((len(p), -(-p.shape[1] // _STRIP), 4))
         d = torch.empty_like(p) if keep else torch.empty(1, 1)
         _moments_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), d.numpy(), keep, strips, _STRIP)
-        n, mean, squares = torch.from_numpy(strips).unbind(-1)
+        n, mean, squares, bad = torch.from_numpy(strips).unbind(-1)
         count = n.sum(1)
         whole = (n * mean).sum(1) / count.clamp(min=1)
         variance = (squares + n * (mean - whole[:, None]).square()).sum(1) / count.clamp(min=1)
+        if bad.any():                                                    # a ratio beyond float32, or a depth that is no depth
+            count, whole, variance = log_ratio_moments_plain(p.double(), t.double(), m)
+            d = p.where(m, 1.0).log() - t.where(m, 1.0).log()
         ctx.save_for_backward(p, m, d, count.float(), whole.float())
         ctx.shape = pred.shape
         ctx.mark_non_differentiable(out := count.float())
         return out, whole.float(), variance.float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, _, to_mean: Tensor, to_variance: Tensor) -> tuple[Tensor, None, None]:
         p, m, d, n, mean = ctx.saved_tensors
         slope = 2 * to_variance / n.clamp(min=1)
@@ -245,8 +253,10 @@ def log_ratio_moments(pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tenso
 
     Returns
     -------
-    n, mean, variance : (B,) in the dtype of ``pred``, 0 for an image with no valid pixel; differentiable in ``pred``, the last two
+    n, mean, variance : (B,) in the dtype of ``pred``, float32 for 16-bit ones, 0 for an image with no valid pixel, not finite where a valid depth is
+        not positive and finite; the last two differentiable in ``pred``, once on a CPU in float32
     """
+    pred, target = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (pred, target))
     fast = pred.device.type == "cpu" and pred.dtype == target.dtype == torch.float32 and not target.requires_grad
     return (_LogRatioMoments.apply if fast else log_ratio_moments_plain)(pred, target, mask)
 

@@ -1860,15 +1860,20 @@ def _open_hdf5(path: Path):
 
 def _nyu_split(path: Path, split: str, count: int) -> list[int]:
     """Return the indices, from 0, of a split in ``splits.mat``."""
+    import zlib
+
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     _one_of("split", split, ("train", "test", "all"))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it holds the split; download it from the set's page, or take split='all'")
     try:
         indices = (loadmat(path)[f"{split}Ndxs"].ravel().astype(int) - 1).tolist()
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except (ValueError, KeyError, TypeError, NotImplementedError, OSError, EOFError, MatReadError, zlib.error) as error:
         raise ValueError(f"{path} holds no {split}Ndxs: {error!r}") from error
+    if not indices:
+        raise ValueError(f"{path}: {split}Ndxs is empty")
     if bad := [i for i in indices if not 0 <= i < count]:
         raise ValueError(f"{path} names frame {bad[0] + 1}, but the set has {count}")
     return indices
@@ -1946,7 +1951,7 @@ def kitti_split(path: str | Path) -> list[KittiFrame]:
     if not path.is_file():
         raise FileNotFoundError(f"no such split file: {path}")
     frames = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         words = line.split()
         try:
             if len(words) == 3 and words[2] in ("l", "r"):
