@@ -391,7 +391,7 @@ def targets(depth: Tensor, layout: Layout, scale: int = 4) -> Tensor:
     ``scale`` is the number of pixels to a cell, 4, 2 or 1.
     """
     top, left, height, width = layout.region
-    first = (scale - 1) // 2
+    first = min(scale // 2, 1)                                         # the centre of what a cell sees
     return depth[..., top + first:top + height:scale, left + first:left + width:scale]
 
 
@@ -669,7 +669,7 @@ PAPER = Paper(
     ),
     deviations=("smoke and small: 96 x 128 pixels, 0.375 of the width, batch normalisation, dropout 0.2, AdamW with one cycle; bf16 where a CPU has the units",
                 "smoke and small on rooms: pictures are tinted and mirrored, not scaled or turned, since each room has its own focal length",
-                "all: torch's default start but for the last layers, where the official code has its own deviations for the full and fine layers; dropout scales in training and not in testing; further fine nets sample the truth one pixel beside the centre of what a cell sees (scale 2)",
+                "all: torch's default start but for the last layers, where the official code has its own deviations for the full and fine layers; dropout scales in training and not in testing",
                 "all: convolutions start from random weights where the paper's were trained on ImageNet",
                 "paper on NYU: the 795 labelled frames with depth as measured; the raw 120,000 frames need a reader that we do not ship"))
 
