@@ -25,9 +25,9 @@ from .depth_energy import READINGS, Sweeps, energy, irls, local_weights, offsets
 from .srcnn import SRCNN
 
 # %% auto #0
-__all__ = ['LEAKED', 'ARRANGEMENTS', 'VARIANTS', 'PAPER', 'fill_holes', 'Pair', 'rooms', 'test_pairs', 'training_maps',
-           'ProgressiveSR', 'training_pairs', 'unit_loss', 'chain_loss', 'gradient_laws', 'scores', 'overshoot',
-           'evaluate', 'train', 'DepthSRPreset', 'experiment']
+__all__ = ['LEAKED', 'ARRANGEMENTS', 'VARIANTS', 'PAPER', 'fill_holes', 'Pair', 'rooms', 'load_pairs', 'training_maps',
+           'ProgressiveSR', 'training_pairs', 'unit_loss', 'chain_rim', 'chain_loss', 'gradient_laws', 'scores',
+           'overshoot', 'evaluate', 'train', 'DepthSRPreset', 'experiment']
 
 # %% ../../nbs/superres/depthsr.ipynb #fill-holes
 def fill_holes(z: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def rooms(count: int, height: int = 240, width: int = 320, seed: int = 0) -> Ite
         yield Pair(f"room-{seed}-{i}", (255 * near / z).clamp(max=255).round(), frame.rgb.double())
 
 
-def test_pairs(name: str) -> Iterator[Pair]:
+def load_pairs(name: str) -> Iterator[Pair]:
     """Yield the pairs of a test set by name: "motorcycle", "rooms", or "middlebury_a", "_b", "_c"."""
     if name == "rooms":
         yield from rooms(6, seed=1000)
@@ -181,13 +181,21 @@ def unit_loss(model: ProgressiveSR, i: int) -> Callable:
     return loss
 
 
+def chain_rim(model: ProgressiveSR, side: int) -> int:
+    """Return how many pixels of the large map, on every side, the loss of the whole chain leaves out for patches of a low-resolution ``side``."""
+    size = side
+    for unit in model.units:
+        size = size * model.factor - 2 * unit.margin
+    return (side * model.scale - size) // 2 + 4
+
+
 def chain_loss(model: ProgressiveSR, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the loss of the whole chain on low-resolution patches: nothing is padded, and a rim of 4 pixels, where enlarging had to guess, is left out."""
     low, high = batch
+    rim = chain_rim(model, low.shape[-1])
     for i in range(len(model.units)):
         low = model.step(i, imresize(low, model.factor))
-    m, n = (high.shape[-1] - low.shape[-1]) // 2 + 4, high.shape[-1]
-    return 0.5 * (low[..., 4:-4, 4:-4] - high[..., m : n - m, m : n - m]).square().sum() / len(low)
+    return 0.5 * (low[..., 4:-4, 4:-4] - high[..., rim:-rim, rim:-rim]).square().sum() / len(low)
 
 # %% ../../nbs/superres/depthsr.ipynb #gradient-laws
 def gradient_laws(maps: Iterable[Tensor], generator: torch.Generator | None = None) -> dict[str, float]:
@@ -278,9 +286,11 @@ def train(model: ProgressiveSR, maps: list[Tensor], preset: DepthSRPreset, seed:
 
     if preset.joint:
         side = {2: 20, 4: 16, 8: 14}[model.scale]
-        low = torch.cat([patches(x, side, side // 2)[0] for x in current])
-        high = torch.cat([patches(x, side * model.scale, side // 2 * model.scale)[0] for x in maps])
-        order = (imresize(low, model.scale) - high).square().mean((1, 2, 3)).argsort(descending=True, stable=True)[: preset.patches]
+        low = torch.cat([patches(x, side, side // 3)[0] for x in current])
+        high = torch.cat([patches(x, side * model.scale, side // 3 * model.scale)[0] for x in maps])
+        rim = chain_rim(model, side)
+        missed = [(imresize(a, model.scale) - b)[..., rim:-rim, rim:-rim].square().mean((1, 2, 3)) for a, b in zip(low.split(4096), high.split(4096))]
+        order = torch.cat(missed).argsort(descending=True, stable=True)[: preset.patches]
         learn(model, (low[order], high[order]), chain_loss, "chain")
         return losses
     for i, unit in enumerate(model.units):
@@ -380,15 +390,15 @@ def experiment(preset: DepthSRPreset, seed: int, device: torch.device) -> dict:
     losses = train(model, training_maps(preset.data, preset.maps, preset.scale), preset, seed, device)
     result: dict = {"loss_first": losses[-2], "loss_last": losses[-1], "parameters": sum(p.numel() for p in model.parameters())}
     for i, test in enumerate(preset.tests):
-        found = evaluate(model, test_pairs(test), preset, device)
+        found = evaluate(model, load_pairs(test), preset, device)
         result |= {f"{test}_{metric}": values for metric, values in found.items()} | (found if i == 0 else {})
         if i == 0:
             result["worst_ratio_cnn"] = max(value / found["rmse_bicubic"][p] for p, value in found["rmse_cnn"].items())
             result |= {f"{p}_gain{kind}": found["rmse_cnn"][p] - value for kind in ("", "_ar") for p, value in found.get(f"rmse{kind}", {}).items()}
-            laws = gradient_laws(pair.depth for pair in test_pairs(test))
+            laws = gradient_laws(pair.depth for pair in load_pairs(test))
             result |= {f"gradient_{law}": value for law, value in laws.items()}
     for noise in preset.noises if preset.energy else ():
-        found = evaluate(model, test_pairs(preset.tests[-1]), preset, device, noise, ("", "ar"))
+        found = evaluate(model, load_pairs(preset.tests[-1]), preset, device, noise, ("", "ar"))
         result |= {f"{metric}_noise{noise:g}": found[metric] for metric in ("rmse_bicubic", "rmse_cnn", "rmse", "rmse_ar") if metric in found}
     name = f"{preset.arrangement}_x{preset.scale}" + ("_joint" if preset.joint else "") + ("" if preset.residual else "_plain")
     name += "" if preset.data == "middlebury" else f"_{preset.data}"
