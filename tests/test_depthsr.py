@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import cg
 
+import paperlib
 from paperlib.core.data import dataset
 from paperlib.core.images import imresize, modcrop
 from paperlib.superres import depth_energy, depthsr
@@ -258,3 +259,33 @@ def test_solver_on_a_gpu(reading, dtype):
     on_cpu, on_gpu = refine(depth, color, reading=reading, rtol=1e-6), refine(depth.cuda(), color.cuda(), reading=reading, rtol=1e-6)
     assert on_gpu[0].is_cuda and torch.allclose(on_gpu[0].cpu(), on_cpu[0], atol=1e-2)
     assert torch.allclose(on_gpu[1], on_cpu[1], rtol=1e-5)
+
+
+def test_upscale_beats_interpolation_and_refuses_by_name(shared):
+    model = paperlib.load("depthsr", "progressive_x4")
+    pair = next(depthsr.load_pairs("middlebury_a"))
+    truth = modcrop(pair.depth, 4)
+    color, small = pair.color[..., : truth.shape[-2], : truth.shape[-1]].float(), imresize(truth, 1 / 4).clamp(0, 255)
+    error = lambda x: scores(x.reshape(truth.shape), truth)["rmse"]
+    plain, alone, guided = imresize(small, 4), depthsr.upscale(small, model), depthsr.upscale(small[0, 0], model, color[0])
+    assert guided.shape == truth.shape[-2:] and alone.shape == truth.shape and guided.min() >= 0 and guided.max() <= 255
+    assert error(guided) < error(alone) < 0.85 * error(plain)
+    for bad in (np.zeros((8, 8)), torch.full((8, 8), 300.0), torch.full((8, 8), torch.nan), torch.zeros(3, 8, 8)):
+        with pytest.raises(ValueError, match=r"0\.\.255"):
+            depthsr.upscale(bad, model)
+    for bad in (np.zeros((1, 1, 8, 8)), torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, 8)):
+        with pytest.raises(ValueError, match=r"\(B, 1, h, w\)"):
+            model(bad)
+    with pytest.raises(ValueError, match="ndarray"):
+        local_weights(np.zeros((8, 8)))
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_the_chain_leaves_out_what_its_loss_says(scale):
+    model, side = ProgressiveSR(scale), {2: 20, 4: 16, 8: 14}[scale]
+    rim = depthsr.chain_rim(model, side)
+    low, high = torch.rand(2, 1, side, side), torch.zeros(2, 1, side * scale, side * scale)
+    high[..., rim:-rim, rim:-rim] = torch.nan
+    assert depthsr.chain_loss(model.train(), (low, high)).isnan()
+    high[..., rim - 1 : 1 - rim or None, rim - 1 : 1 - rim or None], high[..., rim:-rim, rim:-rim] = torch.nan, 0.0
+    assert depthsr.chain_loss(model, (low, high)).isfinite()

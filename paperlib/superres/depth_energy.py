@@ -60,6 +60,8 @@ def local_weights(depth_cnn: Tensor, color: Tensor | None = None, window: int = 
     -----
     Time and memory are linear in pixels times window^2; beside the result about ten maps.
     """
+    if not isinstance(depth_cnn, Tensor) or not isinstance(color, Tensor | None):
+        raise ValueError(f"local_weights: expected torch tensors, got {type(depth_cnn).__name__} and {type(color).__name__}")
     if depth_cnn.ndim != 2 or depth_cnn.numel() < 2 or not depth_cnn.is_floating_point() or window % 2 == 0 or window < 3:
         raise ValueError(f"local_weights: expected a float map (H, W) of at least two pixels and an odd window >= 3, got {tuple(depth_cnn.shape)} in {depth_cnn.dtype}, window={window}")
     if color is not None and (color.ndim != 3 or color.shape[1:] != depth_cnn.shape):
@@ -415,7 +417,7 @@ def refine(depth_cnn: Tensor, color: Tensor | None = None, lambda1: float = 0.7,
 
     Notes
     -----
-    Conjugate gradients, preconditioned by a polynomial in the total-variation part; sweeps over shifted slices, no matrix. Memory is linear in
+    Nothing is clipped: a result may leave 0..255. Conjugate gradients, preconditioned by a polynomial in the total-variation part; sweeps over shifted slices, no matrix. Memory is linear in
     pixels: ``window^2`` weights a pixel and some thirty maps. Works on the device of ``depth_cnn``; maps of a batch one after another. No gradients pass: `energy` has them.
     """
     if not isinstance(depth_cnn, Tensor) or not isinstance(color, Tensor | None):
