@@ -282,7 +282,7 @@ class Adversary:
         """Return the networks' loss and its parts."""
         base, fake_u, fake_y, real_u, real_y = self.loss(model, batch)
         pairs = (("HR", fake_u, real_u), ("LR", fake_y, real_y))
-        judged = sum(gan_loss(self.judges[k](real), True) + gan_loss(self.judges[k](fake.detach()), False) for k, fake, real in pairs)
+        judged = sum(gan_loss(self.judges[k](real), True) + gan_loss(self.judges[k](fake.detach()), False) for k, fake, real in pairs) / 2
         self.optimizer.zero_grad()
         judged.backward()
         self.optimizer.step()
@@ -508,9 +508,8 @@ def bayesian_loss(preset: BayeSRPreset, prior: Prior) -> Callable:
         given = y if preset.mode == "supervised" else torch.cat([y, noisy(model.down(u)).clamp(0, 1)])
         q = model.posterior(given, model.draw_noise(given))
         made = Posterior(*(t[-n:] for t in q))                                  # those whose u is known
-        real = Posterior(*(t[:n] for t in q))
-        u_real = (real.x + real.z).clamp(0, 1)
-        return variational_loss(q, prior, preset.adaptive) + preset.tau * self_loss(u, made), u_real, model.down(u_real), u, y
+        restored = (made.x + made.z).clamp(0, 1)
+        return variational_loss(q, prior, preset.adaptive) + preset.tau * self_loss(u, made), restored, model.down(restored), u, given[-n:]
 
     return loss
 

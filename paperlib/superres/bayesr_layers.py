@@ -270,7 +270,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int = 3, width: int = 64, strides: Sequence[int] = (2, 2, 2, 1, 1)):
         super().__init__()
         ends = (channels, width, 2 * width, 4 * width, 8 * width, 1)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, s) for a, b, s in zip(ends, ends[1:], strides))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, s, bias=i in (0, 4)) for i, (a, b, s) in enumerate(zip(ends, ends[1:], strides)))
         self.norms = nn.ModuleList(nn.BatchNorm2d(b, eps=1e-3) for b in ends[2:-1])
 
     def forward(self, x: Tensor) -> Tensor:
