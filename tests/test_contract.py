@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, clone
 import paperlib
 from paperlib.core.data import dataset
 from paperlib.depth import eigen
-from paperlib.superres import depthsr, srcnn, srforest, swinir
+from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -40,6 +40,9 @@ class EstimatorCase:
 
 
 CASES = {
+    "bayesr": Case(lambda: bayesr.warm_start(bayesr.BayeSR(2, 1, 4, 1, 8), 1e6), lambda: (torch.rand(2, 1, 12, 12), torch.rand(2, 1, 24, 24)),
+                   lambda model, batch: (lambda q: bayesr.variational_loss(q, bayesr.Prior()) + bayesr.self_loss(batch[1], q))(model.posterior(batch[0])),
+                   {"steps": 3, "batch_size": 2, "width": 4}),
     "depthsr": Case(lambda: depthsr.ProgressiveSR(4, widths=(8, 4), residual=False), lambda: (torch.rand(4, 1, 16, 16), torch.rand(4, 1, 64, 64)), depthsr.chain_loss,
                     {"steps": 4, "batch_size": 2, "maps": 2, "patches": 50, "widths": (4, 2), "energy": False}),
     "eigen": Case(lambda: eigen.MultiScaleDepthNet("rooms", 0.05, "batch", dropout=0.0), lambda: (torch.rand(4, 3, 96, 128), 1 + 4 * torch.rand(4, 1, 22, 30)),

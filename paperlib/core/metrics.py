@@ -582,6 +582,7 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "spearman": "rank correlation of two maps over the pixels of a picture, such as predicted deviation and error",
     "kurtosis": "fourth central moment over the squared variance: 3 for a normal law, 6 for Laplace's, more for sparser ones",
     "flat_share": "share of pixels whose gradient is below one grey level of 255",
+    "hyper_ratio": "median of a hyper-parameter's posterior mean on one kind of input over that on another",
     "high_share": "share of a feature map's variance above a quarter cycle per pixel",
     "log_likelihood": "mean log-likelihood of a sample under a fitted law, nats",
     "shape": "exponent of a generalised normal law fitted to a sample: 1 Laplace, 2 normal",

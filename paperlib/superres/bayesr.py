@@ -13,36 +13,46 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ..core.data import dataset
-from ..core.images import imresize, modcrop, quantize, rgb_to_y
+from ..core.images import imresize, quantize
 from ..core.metrics import psnr_y_crop, ssim_y_crop
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import EMA, Batches, fit, save_weights
+from ..core.training import EMA, Batches, History, fit, save_weights
 from paperlib.superres.bayesr_layers import (
+    Adversary,
+    Crops,
     Downsampling,
     Enlargement,
     FeatureNet,
     Head,
     KernelChain,
-    PatchDiscriminator,
+    PlainSR,
+    as_picture,
+    augment,
     degradation_kernel,
+    draw_noise,
     fit_kernel,
-    from_tensorflow,
+    flat_share,
     gaussian_of,
-    pad_symmetric,
+    gradient_energy,
+    kurtosis,
+    load_official,
+    rank_correlation,
+    restore,
+    set_kernel,
+    tiny_share,
     to_tensorflow,
     train_chain,
+    warm_start,
 )
 
 # %% auto #0
-__all__ = ['PAPER', 'MODES', 'SCHEDULES', 'Prior', 'gradient_energy', 'Posterior', 'HyperPosteriors', 'hyper_posteriors',
-           'prior_means', 'variational_terms', 'variational_loss', 'self_loss', 'BayeSR', 'require_batch', 'restore',
-           'PlainSR', 'Adversary', 'gan_loss', 'as_picture', 'Crops', 'augment', 'BayeSRPreset', 'require_sound',
-           'training_crops', 'bayesian_loss', 'train', 'rank_correlation', 'kurtosis', 'flat_share', 'tiny_share',
-           'degraded', 'score', 'examine', 'test_pictures', 'settings', 'experiment']
+__all__ = ['SCHEDULES', 'PAPER', 'MODES', 'Prior', 'Posterior', 'HyperPosteriors', 'hyper_posteriors', 'prior_means',
+           'variational_terms', 'variational_loss', 'BayeSR', 'self_loss', 'training_crops', 'bayesian_loss',
+           'prior_of', 'learn_operator', 'train', 'degraded', 'score', 'examine', 'BayeSRPreset', 'require_sound',
+           'test_pictures', 'settings', 'experiment']
 
 # %% ../../nbs/superres/bayesr.ipynb #prior
 @dataclass(frozen=True)
@@ -60,11 +70,6 @@ class Prior:
     def __post_init__(self):
         if bad := [f"{k}={v}" for k, v in vars(self).items() if not v > 0]:
             raise ValueError(f"{', '.join(bad)}: expected a value above 0")
-
-# %% ../../nbs/superres/bayesr.ipynb #gradient-energy
-def gradient_energy(u: Tensor) -> Tensor:
-    """Return the squared differences to the right and lower neighbours, added: (..., H, W); 0 beyond the last column and row."""
-    return F.pad(u.diff(dim=-1), (0, 1)).square() + F.pad(u.diff(dim=-2), (0, 0, 0, 1)).square()
 
 # %% ../../nbs/superres/bayesr.ipynb #posterior
 class Posterior(NamedTuple):
@@ -94,7 +99,7 @@ class Posterior(NamedTuple):
         """The standard deviation of x + z, pixel by pixel."""
         return (self.log_var_x.exp() + self.log_var_z.exp()).sqrt()
 
-
+# %% ../../nbs/superres/bayesr.ipynb #hyper-posteriors
 class HyperPosteriors(NamedTuple):
     """Means of the Gamma posteriors: smoothness v, sparsity w (large grid), noise precision rho (small grid)."""
 
@@ -134,26 +139,12 @@ def variational_loss(q: Posterior, prior: Prior, adaptive: bool = True) -> Tenso
     hyper = hyper_posteriors(q, prior) if adaptive else prior_means(q, prior)
     return sum(variational_terms(q, hyper, prior).values()) / hyper.rho.sum()
 
-# %% ../../nbs/superres/bayesr.ipynb #self-loss
-def self_loss(u: Tensor, q: Posterior, power: int = 1) -> Tensor:
-    """Return the mean of |u - (x + z)| ** power over a batch, the drawn sum clipped to [0, 1]; power 1 for super-resolution, 2 for denoising."""
-    return (u - (q.x + q.z).clamp(0, 1)).abs().pow(power).mean()
-
 # %% ../../nbs/superres/bayesr.ipynb #model
 class BayeSR(nn.Module):
     """Infer noise mean, sparse residual and smooth part of a picture, one after the other, each given what the ones before found.
 
-    Parameters
-    ----------
-    scale : 2, 4 or 8
-    channels : of pictures
-    width, blocks : of each of the three networks; officially 64 and 8
-    kernel_size : 0 for the official down-sampling chain; otherwise the side of a single kernel, with ``set_kernel`` to change it
-    skip : add the bicubic enlargement of y - m - Az to the mean of x (not in the paper)
-
-    Notes
-    -----
-    The operator A is a part of the module without gradient: train it first.
+    ``width`` and ``blocks`` are of each of the three networks. ``kernel_size`` is 0 for the official down-sampling chain, otherwise the side of
+    a single kernel, which `set_kernel` changes. ``skip`` adds the bicubic enlargement of y - m - Az to the mean of x (not in the paper).
     """
 
     def __init__(self, scale: int = 2, channels: int = 3, width: int = 64, blocks: int = 8, kernel_size: int = 0, skip: bool = False):
@@ -164,34 +155,12 @@ class BayeSR(nn.Module):
         self.net_m, self.net_z, self.net_x = (FeatureNet(channels, width, blocks) for _ in range(3))
         self.head_m, self.head_z, self.head_x = (Head(width * n, width, 2 * channels, s) for n, s in ((1, 1), (2, scale), (3, scale)))
         self.down = Downsampling(torch.ones(kernel_size, kernel_size) / kernel_size**2, scale) if kernel_size else KernelChain(scale)
-        self.down.requires_grad_(False)
+        self.down.requires_grad_(False)                                         # trained first, then frozen
         self.enlarge = Enlargement(scale) if skip else None
 
-    def set_kernel(self, kernel: Tensor) -> BayeSR:
-        """Make a single kernel the operator A; its side is the ``kernel_size`` of the model."""
-        if not isinstance(self.down, Downsampling) or kernel.shape != self.down.weight.shape:
-            raise ValueError(f"kernel {tuple(kernel.shape)}: the model was built for {tuple(getattr(self.down, 'weight', torch.empty(0)).shape) or 'a chain'}")
-        self.down.weight.copy_(kernel)
-        return self
-
-    @torch.no_grad()
-    def warm_start(self, sigma0: float, log_var: float = -8.0) -> BayeSR:
-        """Begin with means of 0, the prior's variance for m and exp(``log_var``) for z and x: the official start, a variance of 1, costs a small training its steps."""
-        for head, start in ((self.head_m, -float(np.log(sigma0))), (self.head_z, log_var), (self.head_x, log_var)):
-            head.output2.weight.mul_(0.01)
-            head.output2.bias.zero_()[self.channels :].fill_(start)
-        return self
-
-    def draw_noise(self, y: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return standard normal numbers for m, z and x; a generator is of the CPU."""
-        large = (*y.shape[:2], y.shape[2] * self.scale, y.shape[3] * self.scale)
-        if generator is None:
-            return tuple(torch.randn(shape, device=y.device, dtype=y.dtype) for shape in (y.shape, large, large))
-        return tuple(torch.randn(shape, generator=generator).to(y) for shape in (y.shape, large, large))
-
     def posterior(self, y: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None = None) -> Posterior:
-        """Infer the posterior of pictures (B, C, H, W); ``noise`` as from `draw_noise`, None for the deterministic path, whose draws are the means."""
-        eps = noise if noise is not None else (0.0, 0.0, 0.0)
+        """Infer the posterior of pictures (B, C, H, W); ``noise`` as from `draw_noise`, None for the path whose draws are the means."""
+        eps = noise or (0.0, 0.0, 0.0)
         features = self.net_m(y)
         mean_m, log_var_m = gaussian_of(self.head_m(features))
         m = mean_m + (log_var_m / 2).exp() * eps[0]
@@ -200,284 +169,31 @@ class BayeSR(nn.Module):
         z = mean_z + (log_var_z / 2).exp() * eps[1]
         rest = y - m - self.down(z)
         mean_x, log_var_x = gaussian_of(self.head_x(torch.cat([self.net_x(rest), features], 1)))
-        if self.enlarge is not None:
-            mean_x = mean_x + self.enlarge(rest)
+        mean_x = mean_x + self.enlarge(rest) if self.enlarge else mean_x
         x = mean_x + (log_var_x / 2).exp() * eps[2]
         return Posterior(mean_m, log_var_m, mean_z, log_var_z, mean_x, log_var_x, m, z, x, rest - self.down(x))
 
     def forward(self, y: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-        """Return the restored picture (B, C, H s, W s): the mean of x + z, not clipped; with ``noise``, m and z are drawn on the way, as in the official test code."""
+        """Return the restored pictures (B, C, H s, W s), the mean of x + z, not clipped; with ``noise``, m and z are drawn on the way."""
         return self.posterior(y, noise).mean
 
-# %% ../../nbs/superres/bayesr.ipynb #restore
-def require_batch(y: Tensor, channels: int) -> None:
-    """Raise ValueError unless y is a float batch (B, channels, H, W) with pixels, finite."""
-    if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim != 4 or y.shape[1] != channels or 0 in y.shape:
-        got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"expected pictures (B, {channels}, H, W), float in [0, 1], got {got}")
-    if not y.isfinite().all():
-        raise ValueError("the picture holds NaN or infinity")
+    @classmethod
+    def from_official(cls, state: Mapping[str, np.ndarray | Tensor], **config) -> BayeSR:
+        """Return a model with official weights; see `load_official`."""
+        return load_official(cls, state, **config)
 
+    def to_official(self) -> dict[str, Tensor]:
+        """Return the weights under official names and in TensorFlow's layouts."""
+        return to_tensorflow(self.state_dict())
 
-@torch.no_grad()
-def restore(model: BayeSR | PlainSR, y: Tensor, generator: torch.Generator | None = None, sample: bool = False) -> Tensor:
-    """Return restored pictures in [0, 1], in eval mode.
+# %% ../../nbs/superres/bayesr.ipynb #self-loss
+def self_loss(u: Tensor, q: Posterior, power: int = 1) -> Tensor:
+    """Return the mean of |u - (x + z)| ** power over a batch, the drawn sum clipped to [0, 1]; power 1 for super-resolution, 2 for denoising."""
+    return (u - (q.x + q.z).clamp(0, 1)).abs().pow(power).mean()
 
-    Parameters
-    ----------
-    y : (B, C, H, W) in [0, 1], any size; extended by mirroring to what the official code feeds its networks, and cut back
-    generator : of the CPU, for ``sample``
-    sample : draw m and z on the way, as the official test code does: the result is then random (`BayeSR` only)
-
-    Returns
-    -------
-    (B, C, H s, W s) on the model's device
-
-    Raises
-    ------
-    ValueError
-        Not a float batch with the model's number of channels, or not finite.
-    """
-    require_batch(y, model.channels)
-    training, (h, w), m, s = model.training, y.shape[-2:], model.multiple, model.scale
-    model.eval()
-    try:
-        y = pad_symmetric(y.to(next(model.parameters())), 0, -w % m, 0, -h % m)
-        out = model(y, model.draw_noise(y, generator)) if sample else model(y)
-        return out[..., : h * s, : w * s].clamp(0, 1)
-    finally:
-        model.train(training)
-
-# %% ../../nbs/superres/bayesr.ipynb #plain
-class PlainSR(nn.Module):
-    """The network to beat: the same blocks in one chain, one head, added to the bicubic enlargement; trained by the mean absolute error."""
-
-    def __init__(self, scale: int = 2, channels: int = 3, width: int = 64, blocks: int = 24):
-        super().__init__()
-        self.scale, self.channels, self.multiple = scale, channels, 1
-        self.net, self.head, self.enlarge = FeatureNet(channels, width, blocks), Head(width, width, channels, scale), Enlargement(scale)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Return (B, C, H s, W s), not clipped."""
-        return self.enlarge(y) + self.head(self.net(y))
-
-# %% ../../nbs/superres/bayesr.ipynb #gan
-class Adversary:
-    """Loss and hook for `fit` in place of a plain loss: adds lambda L_gen, and takes one step of both discriminators at each call; one process.
-
-    Parameters
-    ----------
-    loss : ``loss(model, batch) -> (loss, restored (B, C, H s, W s), its down-sampling, real large pictures, real small pictures)``
-    channels, width : of the discriminators
-    weight : lambda
-    lr : of the networks; the discriminators learn at half of it, by RMSProp
-    """
-
-    def __init__(self, loss: Callable, channels: int, width: int, weight: float, lr: float):
-        self.loss, self.weight = loss, weight
-        self.judges = nn.ModuleDict({"HR": PatchDiscriminator(channels, width), "LR": PatchDiscriminator(channels, width, (2, 1, 1, 1, 1))})
-        self.optimizer = torch.optim.RMSprop(self.judges.parameters(), lr=lr / 2)
-
-    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
-        """Return the networks' loss and its parts."""
-        base, fake_u, fake_y, real_u, real_y = self.loss(model, batch)
-        pairs = (("HR", fake_u, real_u), ("LR", fake_y, real_y))
-        judged = sum(gan_loss(self.judges[k](real), True) + gan_loss(self.judges[k](fake.detach()), False) for k, fake, real in pairs) / 2
-        self.optimizer.zero_grad()
-        judged.backward()
-        self.optimizer.step()
-        self.judges.requires_grad_(False)                                       # the networks' gradient passes through
-        fooled = sum(gan_loss(self.judges[k](fake), True) for k, fake, _ in pairs) / 2
-        self.judges.requires_grad_(True)
-        return base + self.weight * fooled, {"fooled": fooled, "judged": judged}
-
-    def on_start(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the model to its device."""
-        self.judges.to(next(model.parameters()).device).train()
-
-    def state_dict(self) -> dict:
-        """What a checkpoint keeps."""
-        return {"judges": self.judges.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from a checkpoint."""
-        self.judges.load_state_dict(state["judges"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-def gan_loss(logits: Tensor, real: bool, kind: str = "GAN") -> Tensor:
-    """Return the loss that asks a discriminator's logits to say real or fake: "GAN" (log-loss), "LSGAN" (squares) or "WGAN" (means)."""
-    if kind == "GAN":
-        p = logits.sigmoid()
-        return -((p if real else 1 - p) + 1e-10).log().mean()
-    if kind == "LSGAN":
-        return (logits - float(real)).square().mean()
-    if kind == "WGAN":
-        return -logits.mean() if real else logits.mean()
-    raise ValueError(f"kind={kind!r}: expected GAN, LSGAN or WGAN")
-
-# %% ../../nbs/superres/bayesr.ipynb #crops
-def as_picture(picture: np.ndarray, channels: int, scale: int) -> Tensor:
-    """Return (1, c, H, W) float32 in [0, 1] of an 8-bit picture, cut to multiples of ``scale``: colour for 3 channels, BT.601 luma rounded to 8 bits for 1."""
-    if channels == 1:
-        y = picture if picture.ndim == 2 else np.round(rgb_to_y(picture)).astype(np.uint8)
-        return modcrop(torch.from_numpy(y / 255.0).float()[None, None], scale)
-    rgb = np.repeat(picture[..., None], 3, 2) if picture.ndim == 2 else picture
-    return modcrop(torch.from_numpy(rgb / 255.0).float().movedim(-1, 0)[None], scale)
-
-
-class Crops(torch.utils.data.Dataset):
-    """Crops on grids of half a crop: (c, size, size) of the small pictures and (c, size s, size s) of the large ones, from one place or unpaired.
-
-    Parameters
-    ----------
-    small, large : pictures (1, c, H, W); with ``paired`` the k-th of the one belongs to the k-th of the other
-    size, scale : side of a small crop, factor
-    paired : cut both from the same place; otherwise large crops are dealt out to the small ones in an order of their own
-
-    Raises
-    ------
-    ValueError
-        No picture large enough for a crop.
-    """
-
-    def __init__(self, small: Sequence[Tensor], large: Sequence[Tensor], size: int, scale: int, paired: bool):
-        self.small, self.large, self.size, self.scale, self.paired = small, large, size, scale, paired
-        self.places, self.wide_places = self._grid(small, size), self._grid(large, size * scale)
-        if not self.places or not self.wide_places:
-            raise ValueError(f"no picture of at least {size} x {size} pixels, or {size * scale} for large ones, to cut crops from")
-
-    @staticmethod
-    def _grid(pictures: Sequence[Tensor], size: int) -> list[tuple[int, int, int]]:
-        step = max(1, size // 2)
-        return [(i, a, b) for i, p in enumerate(pictures) for a in range(0, p.shape[2] - size + 1, step) for b in range(0, p.shape[3] - size + 1, step)]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        (i, a, b), n, s = self.places[index], self.size, self.scale
-        j, c, d = (i, a * s, b * s) if self.paired else self.wide_places[index * 7919 % len(self.wide_places)]
-        return self.small[i][0, :, a : a + n, b : b + n], self.large[j][0, :, c : c + n * s, d : d + n * s]
-
-
-def augment(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Give a batch one of the eight flips and turns of a square, both pictures the same."""
-    turns, flip = (int(torch.randint(n, (), generator=generator)) for n in (4, 2))
-    return tuple(torch.rot90(t.flip(-1) if flip else t, turns, (-2, -1)) for t in batch)
-
-# %% ../../nbs/superres/bayesr.ipynb #paper
-@dataclass(frozen=True, kw_only=True)
-class BayeSRPreset(Preset):
-    tests: tuple[str, ...]  # data sets to measure on; the first gives the metrics without a prefix
-    mode: str = "supervised"  # supervised, pseudo, unsupervised; plain: the residual network
-    scale: int = 2
-    channels: int = 1  # 1 luma, 3 colour
-    width: int = 16  # officially 64
-    blocks: int = 2  # of each of the three networks, officially 8
-    kernel_size: int = 16  # side of the operator A; 0: the official chain
-    skip: bool = True  # bicubic enlargement added to the mean of x
-    warm: bool = True  # begin with small variances
-    blur: float = 0.0  # deviation, pixels, of a Gaussian before the bicubic down-sampling of all pictures
-    noise: float = 0.0  # deviation of 0..255 of noise on the training pictures
-    tau: float = 1.0
-    lam: float = 0.0  # lambda, of the adversarial part
-    gan_width: int = 16
-    gamma: float = 2.0
-    phi_x: float = 1e-3
-    phi_z: float = 1e-3
-    phi_n: float = 1e-3
-    sigma0: float = 1e6
-    adaptive: bool = True  # False: v, w, rho stay at their prior means
-    patch: int = 16  # side of a small crop
-    batch_size: int = 4  # small pictures that the networks see at a step; without pairs, half of them are made from large ones
-    steps: int
-    lr: float = 5e-3
-    schedule: str = "cosine"  # cosine, halving
-    ema: float = 0.99
-    plain_width: int = 22
-    plain_blocks: int = 6
-    plain_pace: float = 1.2  # steps of the plain network for one of BayeSR's, which take equal time
-    sigmas: tuple[int, ...] = (5, 10, 15, 25)  # noise at test time for the robustness curve
-
-
-_BLIND = "blur=1.2, mode='unsupervised'"
-PAPER = Paper(
-    slug="bayesr", family="superres", title="Bayesian Image Super-Resolution with Deep Modeling of Image Statistics", title_zh="深度建模图像统计的贝叶斯图像超分辨率",
-    authors=("Shangqi Gao", "Xiahai Zhuang"), year=2022, venue="IEEE TPAMI", url="https://github.com/shangqigao/BayeSR",
-    official_code="https://github.com/shangqigao/BayeSR (TensorFlow 1)", licence="MIT (theirs); ours: Apache-2.0", model="BayeSR",
-    presets={
-        "smoke": BayeSRPreset(data="photos", tests=("photos",), width=8, blocks=1, steps=300, plain_width=12, plain_blocks=2, sigmas=(25,), time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
-        "small": BayeSRPreset(data="t91", tests=("set5", "set14"), steps=2000, time="about 3 minutes on one CPU core", memory="1 GB", hardware="CPU or GPU"),
-        "paper": BayeSRPreset(data="div2k", tests=("set5", "set14", "bsd100"), channels=3, width=64, blocks=8, skip=False, warm=False, patch=32, steps=1_000_000, lr=1e-4,
-                              schedule="halving", ema=0.0, plain_width=64, plain_blocks=24, time="not measured", memory="10 GB for the pictures; of the GPU not measured", hardware="GPU"),
-    },
-    claims=(
-        Claim("beats-bicubic", "Supervised BayeSR restores better than bicubic interpolation, by 1.5 dB or more", "headline of the tables", "psnr_y_crop", "Set5 x2",
-              ours="psnr - psnr_bicubic", trend="psnr > psnr_bicubic + 1.5", caveat="a fortieth of the parameters, luma, 91 pictures, minutes"),
-        Claim("equal-network", "It is within 0.3 dB of a plain residual network of equal parameters and training time", "our question", "psnr_y_crop", "Set5 x2",
-              ours="psnr - psnr(mode='plain')", trend="psnr > psnr(mode='plain') - 0.3", caveat="the times as measured in turn on one machine: train_seconds of a run depends on its neighbours"),
-        Claim("smooth", "x is smooth: more of its gradients are below one grey level than of the truth's", "the model", "flat_share", "Set5 x2",
-              ours="flat_x - flat_u", trend="flat_x > flat_u"),
-        Claim("sparse", "z is sparse: its kurtosis is above a Laplace law's, and most of it is below one grey level", "the model", "kurtosis", "Set5 x2",
-              ours="kurtosis_z", trend="kurtosis_z > 6 and tiny_z > 0.5", caveat="a normal law has 3, Laplace's 6"),
-        Claim("detail", "What z holds lies where detail is missing: rank correlation of |z| with what bicubic interpolation misses", "the model", "spearman", "Set5 x2",
-              ours="rank_z", trend="rank_z > 0.3"),
-        *(Claim(name, f"The posterior deviation of the {kind} model follows the error, and is right within a factor 2", "posteriors by networks", "spearman", data,
-                ours=f"spearman{run}", trend=f"spearman{run} > 0.3 and z_rms{run} > 0.5 and z_rms{run} < 2")
-          for name, kind, data, run in (("calibrated", "supervised", "Set5 x2", ""), ("calibrated-blind", "unsupervised", "Set5 x2, blurred", f"({_BLIND})"))),
-        Claim("robust", "Noise that neither has seen harms it less than the plain network", "robustness of the Bayesian model", "psnr_y_crop", "Set5 x2, noise 25",
-              ours="psnr_noise_25 - psnr_noise_25(mode='plain')", trend="psnr_noise_25 > psnr_noise_25(mode='plain')"),
-        Claim("robust-bicubic", "At that noise it is still better than bicubic interpolation", "our question", "psnr_y_crop", "Set5 x2, noise 25",
-              ours="psnr_noise_25 - psnr_bicubic_noise_25", trend="psnr_noise_25 > psnr_bicubic_noise_25"),
-        Claim("noise-trained", "Both trained at noise 25, it is within 0.3 dB of the plain network there", "our question", "psnr_y_crop", "Set5 x2, noise 25",
-              ours="psnr_noise_25(noise=25.0) - psnr_noise_25(mode='plain', noise=25.0)", trend="psnr_noise_25(noise=25.0) > psnr_noise_25(mode='plain', noise=25.0) - 0.3"),
-        Claim("unsupervised", "Trained without any large picture, it beats bicubic interpolation where the down-sampling blurs", "unsupervised training", "psnr_y_crop", "Set5 x2, blurred",
-              ours=f"psnr({_BLIND}) - psnr_bicubic({_BLIND})", trend=f"psnr({_BLIND}) > psnr_bicubic({_BLIND})"),
-        *(Claim(name, text, where, "psnr_y_crop", "Set5 x2, blurred", ours=f"psnr({a}) - psnr({b})", trend=f"psnr({a}) > psnr({b})") for name, text, where, a, b in (
-            ("unpaired", "Large pictures help, though nothing small belongs to them", "pseudo-supervised training", "blur=1.2, mode='pseudo'", _BLIND),
-            ("adversarial", "The adversarial part raises PSNR (lambda ten times the official 1e-4)", "our question", f"{_BLIND}, lam=1e-3", _BLIND),
-            ("self", "Without the self-supervised part, the unsupervised model is worse", "total loss", _BLIND, f"{_BLIND}, tau=0.0"),
-            ("rate", "A prior rate of the noise of 1e-3 is better than the official 1e-5", "our question", _BLIND, f"{_BLIND}, phi_n=1e-5"),
-            ("adaptive-blind", "Adaptive v, w, rho are better than their prior means, without supervision", "our question", _BLIND, f"{_BLIND}, adaptive=False"))),
-        Claim("adaptive", "Adaptive v, w, rho are better than their prior means, with supervision", "our question", "psnr_y_crop", "Set5 x2",
-              ours="psnr - psnr(adaptive=False)", trend="psnr > psnr(adaptive=False)"),
-        Claim("adapts", "Hyper-posteriors adapt: v and w fall where the truth has edges and detail, rho falls at noise 25", "hyper-posteriors", "spearman", "Set5 x2",
-              ours="rank_v", trend="rank_v < -0.3 and rank_w < -0.3 and rho_25 < 1"),
-        Claim("mean-path", "The deterministic path is better than drawing m and z, as the official test code does", "our question", "psnr_y_crop", "Set5 x2",
-              ours="psnr - psnr_sampled", trend="psnr > psnr_sampled"),
-    ),
-    deviations=("smoke and small: narrow networks on luma, a bicubic skip in x, small variances to begin with, Adam at 5e-3 with a cosine and averaged weights",
-                "the operator A is one kernel: fitted to pairs by least squares where pairs are allowed, else known", "no estimation of an unknown kernel (KernelGAN's training)",
-                "the networks learn by Adam in adversarial training too; officially by RMSProp"))
-
-# %% ../../nbs/superres/bayesr.ipynb #soundness
-MODES = ("supervised", "pseudo", "unsupervised", "plain")
-
-
-def require_sound(preset: BayeSRPreset) -> None:
-    """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names each field."""
-    p = preset
-    positive = ("width", "blocks", "gan_width", "gamma", "phi_x", "phi_z", "phi_n", "sigma0", "batch_size", "steps", "lr", "plain_width", "plain_blocks", "plain_pace")
-    rules = {k: (getattr(p, k) > 0, "a value above 0") for k in positive} | {
-        "mode": (p.mode in MODES, f"one of {', '.join(MODES)}"), "scale": (p.scale in (2, 4, 8), "2, 4 or 8"), "channels": (p.channels in (1, 3), "1 or 3"),
-        "tests": (len(p.tests) > 0, "at least one data set"), "patch": (p.patch >= 4, "at least 4"), "ema": (0 <= p.ema < 1, "0 to below 1"),
-        "kernel_size": (p.kernel_size == 0 or p.kernel_size >= len(degradation_kernel(p.scale, p.blur)) and (p.kernel_size - p.scale) % 2 == 0,
-                        "0, or the factor plus an even number, no less than the side of the true kernel") if p.scale in (2, 4, 8) else (True, ""),
-        "schedule": (p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"), "sigmas": (all(s > 0 for s in p.sigmas), "deviations above 0"),
-        **{k: (getattr(p, k) >= 0, "0 or more") for k in ("blur", "noise", "tau", "lam")}}
-    if wrong := [f"{k}={getattr(p, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
-        raise ValueError("; ".join(wrong))
-
-
-SCHEDULES = {  # factor of the rate, for the part of the training that is done
-    "cosine": lambda part: min(1.0, 20 * part + 0.01) * 0.5 * (1 + np.cos(np.pi * part)),
-    "halving": lambda part: 0.5 ** int(part * 5),
-}
-
-# %% ../../nbs/superres/bayesr.ipynb #train
+# %% ../../nbs/superres/bayesr.ipynb #training-crops
 def training_crops(preset: BayeSRPreset) -> tuple[Crops, list[tuple[Tensor, Tensor]]]:
-    """Return the crops that a mode may see, and pairs of pictures to fit the operator A to.
+    """Return the crops that a mode may see, and all pairs of pictures, for the operator A.
 
     "supervised" and "plain": pairs. "pseudo": small pictures of one half of the set, large ones of the other. "unsupervised": small pictures only,
     which stand for large ones too.
@@ -493,9 +209,9 @@ def training_crops(preset: BayeSRPreset) -> tuple[Crops, list[tuple[Tensor, Tens
         large = small
     return Crops(small, large, preset.patch, preset.scale, preset.mode in ("supervised", "plain")), pairs
 
-
+# %% ../../nbs/superres/bayesr.ipynb #bayesian-loss
 def bayesian_loss(preset: BayeSRPreset, prior: Prior) -> Callable:
-    """Return ``loss(model, (y, u)) -> (loss, restored, its down-sampling, real u, real y)`` of a mode: L_var + tau L_self, the adversarial part left to `Adversary`.
+    """Return ``loss(model, (y, u)) -> (loss, restored, its down-sampling, u, its small picture)`` of a mode: L_var + tau L_self; `Adversary` adds its part.
 
     "supervised": y is the small picture of u. In the other modes u, which nothing small belongs to, is made small by A, with noise if the preset has some;
     L_var is then over both, L_self over the made ones.
@@ -506,7 +222,7 @@ def bayesian_loss(preset: BayeSRPreset, prior: Prior) -> Callable:
         noisy = lambda t: t + preset.noise / 255 * torch.randn_like(t) if preset.noise else t
         y, n = noisy(y), len(y)
         given = y if preset.mode == "supervised" else torch.cat([y, noisy(model.down(u)).clamp(0, 1)])
-        q = model.posterior(given, model.draw_noise(given))
+        q = model.posterior(given, draw_noise(model, given))
         made = Posterior(*(t[-n:] for t in q))                                  # those whose u is known
         restored = (made.x + made.z).clamp(0, 1)
         return variational_loss(q, prior, preset.adaptive) + preset.tau * self_loss(u, made), restored, model.down(restored), u, given[-n:]
@@ -514,60 +230,52 @@ def bayesian_loss(preset: BayeSRPreset, prior: Prior) -> Callable:
     return loss
 
 
-def train(preset: BayeSRPreset, seed: int, device: torch.device) -> tuple[BayeSR | PlainSR, object, float]:
-    """Train the operator A where pairs are allowed, then the networks; return the model with averaged weights, the history, A's error in grey levels."""
-    crops, pairs = training_crops(preset)
-    batches, scheduled = Batches(crops, preset.batch_size if crops.paired else max(1, preset.batch_size // 2), seed, augment), SCHEDULES[preset.schedule]
-    prior = Prior(preset.gamma, preset.gamma, preset.gamma, preset.phi_x, preset.phi_z, preset.phi_n, preset.sigma0)
-    misfit = 0.0
-    if preset.mode == "plain":
-        model = PlainSR(preset.scale, preset.channels, preset.plain_width, preset.plain_blocks)
-        noisy = lambda t: t + preset.noise / 255 * torch.randn_like(t) if preset.noise else t
-        objective, hooks = (lambda net, batch: F.l1_loss(net(noisy(batch[0])), batch[1])), ()
+def prior_of(preset: BayeSRPreset) -> Prior:
+    """Return the priors of a preset."""
+    return Prior(preset.gamma, preset.gamma, preset.gamma, preset.phi_x, preset.phi_z, preset.phi_n, preset.sigma0)
+
+# %% ../../nbs/superres/bayesr.ipynb #train
+SCHEDULES = {  # factor of the rate, for the part of the training that is done
+    "cosine": lambda part: min(1.0, 20 * part + 0.01) * 0.5 * (1 + np.cos(np.pi * part)),
+    "halving": lambda part: 0.5 ** int(part * 5),
+}
+
+
+def learn_operator(model: BayeSR, pairs: Sequence[tuple[Tensor, Tensor]], preset: BayeSRPreset, seed: int, device: torch.device) -> float:
+    """Give a model its operator A: fitted to pairs if the mode is supervised, known otherwise, trained if it is a chain. Return its error, grey levels."""
+    if preset.kernel_size == 0:
+        train_chain(model.to(device).down, pairs, seed=seed)
+        model.cpu()
+    elif preset.mode == "supervised":
+        corners = [(u[:, : 128 * preset.scale, : 128 * preset.scale], y[:, :128, :128]) for u, y in pairs[:10]]
+        set_kernel(model, fit_kernel(corners, preset.scale, preset.kernel_size))
     else:
-        model = BayeSR(preset.scale, preset.channels, preset.width, preset.blocks, preset.kernel_size, preset.skip)
-        if preset.kernel_size:
-            known = degradation_kernel(preset.scale, preset.blur)
-            centred = F.pad(known, ((preset.kernel_size - len(known)) // 2,) * 4)
-            corners = [(u[:, : 128 * preset.scale, : 128 * preset.scale], y[:, :128, :128]) for u, y in pairs[:10]]
-            model.set_kernel(fit_kernel(corners, preset.scale, preset.kernel_size) if preset.mode == "supervised" else centred)
-        else:
-            train_chain(model.to(device).down, pairs, seed=seed)
-            model.cpu()
-        misfit = 255 * float(np.mean([(model.down(u[None]) - y).square().mean().sqrt().item() for u, y in pairs[:20]]))
+        known = degradation_kernel(preset.scale, preset.blur)
+        set_kernel(model, F.pad(known, ((preset.kernel_size - len(known)) // 2,) * 4))
+    return 255 * float(np.mean([(model.down(u[None]) - y).square().mean().sqrt().item() for u, y in pairs[:20]]))
+
+
+def train(preset: BayeSRPreset, seed: int, device: torch.device) -> tuple[BayeSR | PlainSR, History, float]:
+    """Train the operator A, then the networks; return the model with averaged weights, the history, A's error in grey levels."""
+    (crops, pairs), misfit, hooks, steps = training_crops(preset), 0.0, (), preset.steps
+    if preset.mode == "plain":
+        model, steps = PlainSR(**settings(preset)), round(preset.steps * preset.plain_pace)
+        noisy = lambda t: t + preset.noise / 255 * torch.randn_like(t) if preset.noise else t
+        objective = lambda net, batch: F.l1_loss(net(noisy(batch[0])), batch[1])
+    else:
+        model = BayeSR(**settings(preset))
+        misfit = learn_operator(model, pairs, preset, seed, device)
         if preset.warm:
-            model.warm_start(preset.sigma0)
-        base = bayesian_loss(preset, prior)
+            warm_start(model, preset.sigma0)
+        base = bayesian_loss(preset, prior_of(preset))
         rival = Adversary(base, preset.channels, preset.gan_width, preset.lam, preset.lr) if preset.lam else None
         objective, hooks = rival or (lambda net, batch: base(net, batch)[0]), (rival,) if rival else ()
-    steps = round(preset.steps * preset.plain_pace) if preset.mode == "plain" else preset.steps
+    batches = Batches(crops, preset.batch_size if crops.paired else max(1, preset.batch_size // 2), seed, augment)
     optimizer, ema = torch.optim.Adam(model.parameters(), lr=preset.lr), EMA(preset.ema)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(scheduled(step / steps)))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(SCHEDULES[preset.schedule](step / steps)))
     history = fit(model, batches, objective, optimizer, steps, seed=seed, device=device, scheduler=scheduler, hooks=(*hooks, ema), desc="bayesr")
     model.load_state_dict(ema.shadow)
     return model.eval(), history, misfit
-
-# %% ../../nbs/superres/bayesr.ipynb #statistics
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's rank correlation of two maps of one shape; 0 where one of them is constant."""
-    a, b = (t.detach().double().cpu().flatten().numpy() for t in (a, b))
-    return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
-
-
-def kurtosis(x: Tensor) -> float:
-    """Return the fourth central moment over the squared second: 3 for a normal law, 6 for Laplace's, more for sparser ones."""
-    x = x.double() - x.double().mean()
-    return float(x.pow(4).mean() / x.square().mean().square().clamp(min=1e-300))
-
-
-def flat_share(x: Tensor) -> float:
-    """Return the share of pixels whose gradient is below one grey level of 255."""
-    return float((gradient_energy(x).sqrt() < 1 / 255).double().mean())
-
-
-def tiny_share(x: Tensor) -> float:
-    """Return the share of pixels below one grey level of 255 in size."""
-    return float((x.abs() < 1 / 255).double().mean())
 
 # %% ../../nbs/superres/bayesr.ipynb #score
 def degraded(u: Tensor, preset: BayeSRPreset, sigma: float = 0.0) -> Tensor:
@@ -589,7 +297,7 @@ def score(model: BayeSR | PlainSR, pictures: Iterable[tuple[str, np.ndarray]], p
             found[f"ssim{kind}"][name] = float(ssim_y_crop(out, u.double(), preset.scale))
     return dict(found)
 
-
+# %% ../../nbs/superres/bayesr.ipynb #examine
 @torch.no_grad()
 def examine(model: BayeSR, pictures: Iterable[tuple[str, np.ndarray]], preset: BayeSRPreset) -> dict[str, dict[str, float]]:
     """Return metric -> picture -> value for what the posterior says: calibration, the split into x and z, and what v, w and rho follow.
@@ -602,16 +310,15 @@ def examine(model: BayeSR, pictures: Iterable[tuple[str, np.ndarray]], preset: B
     ``rho_25``: the median of E[rho] at noise 25 over that without. ``psnr_sampled``: PSNR when m and z are drawn on the way.
     """
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    prior = Prior(preset.gamma, preset.gamma, preset.gamma, preset.phi_x, preset.phi_z, preset.phi_n, preset.sigma0)
-    device = next(model.parameters()).device
+    prior, device = prior_of(preset), next(model.parameters()).device
     for name, picture in pictures:
         u = as_picture(picture, preset.channels, preset.scale).to(device)
         m, generator = model.multiple, torch.Generator().manual_seed(0)
         u = u[..., : u.shape[-2] // (m * model.scale) * m * model.scale, : u.shape[-1] // (m * model.scale) * m * model.scale]
         y = degraded(u, preset)
-        q, drawn = model.posterior(y), model.posterior(y, model.draw_noise(y, generator))
+        q, drawn = model.posterior(y), model.posterior(y, draw_noise(model, y, generator))
         noisy = degraded(u, preset, 25.0)
-        hyper, hyper_25 = hyper_posteriors(q, prior), hyper_posteriors(model.posterior(noisy, model.draw_noise(noisy, generator)), prior)
+        hyper, hyper_25 = hyper_posteriors(q, prior), hyper_posteriors(model.posterior(noisy, draw_noise(model, noisy, generator)), prior)
         error, missed = (q.mean - u).abs(), (imresize(y, preset.scale) - u).abs()
         values = {
             "spearman": rank_correlation(q.deviation, error), "z_rms": (error / q.deviation).square().mean().sqrt(), "covered": (error < 2 * q.deviation).float().mean(),
@@ -623,7 +330,100 @@ def examine(model: BayeSR, pictures: Iterable[tuple[str, np.ndarray]], preset: B
             found[key][name] = float(value)
     return dict(found)
 
-# %% ../../nbs/superres/bayesr.ipynb #experiment
+# %% ../../nbs/superres/bayesr.ipynb #paper
+@dataclass(frozen=True, kw_only=True)
+class BayeSRPreset(Preset):
+    tests: tuple[str, ...]  # data sets to measure on; the first gives the metrics without a prefix
+    mode: str = "supervised"  # supervised, pseudo, unsupervised; plain: the residual network
+    scale: int = 2
+    channels: int = 1  # 1 luma, 3 colour
+    width: int = 16  # officially 64
+    blocks: int = 2  # of each of the three networks, officially 8
+    kernel_size: int = 16  # side of the operator A; 0: the official chain
+    skip: bool = True  # bicubic enlargement added to the mean of x
+    warm: bool = True  # begin with small variances
+    blur: float = 0.0  # deviation, pixels, of a Gaussian before the bicubic down-sampling of all pictures
+    noise: float = 0.0  # deviation of 0..255 of noise on the training pictures
+    tau: float = 1.0
+    lam: float = 0.0  # lambda, of the adversarial part
+    gan_width: int = 16
+    gamma: float = 2.0
+    phi_x: float = 1e-3
+    phi_z: float = 1e-3
+    phi_n: float = 1e-3  # officially 1e-5 without supervision
+    sigma0: float = 1e6
+    adaptive: bool = True  # False: v, w, rho stay at their prior means
+    patch: int = 16  # side of a small crop
+    batch_size: int = 4  # small pictures that the networks see at a step; without pairs, half of them are made from large ones
+    steps: int
+    lr: float = 5e-3
+    schedule: str = "cosine"  # cosine, halving
+    ema: float = 0.99
+    plain_width: int = 22
+    plain_blocks: int = 6
+    plain_pace: float = 1.2  # steps of the plain network for one of BayeSR's, which take equal time
+    sigmas: tuple[int, ...] = (5, 10, 15, 25)  # noise at test time for the robustness curve
+    timed: bool = True  # report the seconds of training
+
+
+_BLIND = "blur=1.2, mode='unsupervised'"
+PAPER = Paper(
+    slug="bayesr", family="superres", title="Bayesian Image Super-Resolution with Deep Modeling of Image Statistics", title_zh="深度建模图像统计的贝叶斯图像超分辨率",
+    authors=("Shangqi Gao", "Xiahai Zhuang"), year=2022, venue="IEEE TPAMI", url="https://github.com/shangqigao/BayeSR", official_code="https://github.com/shangqigao/BayeSR (TensorFlow 1)", licence="MIT (theirs); ours: Apache-2.0", model="BayeSR",
+    presets={
+        "smoke": BayeSRPreset(data="photos", tests=("photos",), width=8, blocks=1, steps=300, plain_width=12, plain_blocks=2, sigmas=(25,), timed=False, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
+        "small": BayeSRPreset(data="t91", tests=("set5", "set14"), steps=2000, time="about 3 minutes on one CPU core", memory="1 GB", hardware="CPU or GPU"),
+        "paper": BayeSRPreset(data="div2k", tests=("set5", "set14", "bsd100"), channels=3, width=64, blocks=8, skip=False, warm=False, patch=32, steps=1_000_000, lr=1e-4, schedule="halving",
+                              ema=0.0, plain_width=64, plain_blocks=24, time="not measured", memory="10 GB for the pictures; of the GPU not measured", hardware="GPU"),
+    },
+    claims=(
+        Claim("beats-bicubic", "Supervised BayeSR restores better than bicubic interpolation, by 1.5 dB or more", "headline of the tables", "psnr_y_crop", "Set5 x2",
+              ours="psnr - psnr_bicubic", trend="psnr > psnr_bicubic + 1.5", caveat="a fortieth of the parameters, luma, 91 pictures, minutes"),
+        Claim("smooth", "x is smooth: more of its gradients are below one grey level than of the truth's", "the model", "flat_share", "Set5 x2", ours="flat_x - flat_u", trend="flat_x > flat_u"),
+        Claim("sparse", "z is sparse: its kurtosis is above a Laplace law's, and most of it is below one grey level", "the model", "kurtosis", "Set5 x2",
+              ours="kurtosis_z", trend="kurtosis_z > 6 and tiny_z > 0.5", caveat="a normal law has 3, Laplace's 6"),
+        Claim("detail", "What z holds lies where detail is missing: rank correlation of |z| with what bicubic interpolation misses", "the model", "spearman", "Set5 x2", ours="rank_z", trend="rank_z > 0.3"),
+        *(Claim(name, f"The posterior deviation of the {kind} model follows the error, and is right within a factor 2", "posteriors by networks", "spearman", data, ours=f"spearman{run}",
+                trend=f"spearman{run} > 0.3 and z_rms{run} > 0.5 and z_rms{run} < 2") for name, kind, data, run in (("calibrated", "supervised", "Set5 x2", ""), ("calibrated-blind", "unsupervised", "Set5 x2, blurred", f"({_BLIND})"))),
+        Claim("adapts", "Hyper-posteriors adapt to the picture: v falls where the truth has edges, w where bicubic interpolation misses detail", "hyper-posteriors", "spearman", "Set5 x2",
+              ours="rank_v", trend="rank_v < -0.3 and rank_w < -0.3"),
+        *(Claim(name, f"They adapt to noise: at 25 the median of rho falls below half{text}", "hyper-posteriors", "hyper_ratio", "Set5 x2", ours=f"rho_25{run}", trend=f"rho_25{run} < 0.5")
+          for name, text, run in (("adapts-noise", "", ""), ("adapts-noise-trained", ", in the model trained at that noise", "(noise=25.0)"))),
+        *(Claim(name, text, where, "psnr_y_crop", f"Set5 x2{data}", ours=f"{a} - {b}", trend=f"{a} > {b}{slack}", caveat=caveat) for name, text, where, data, a, b, slack, caveat in (
+            ("equal-network", "It is within 0.3 dB of a plain residual network of equal parameters and training time", "our question", "", "psnr", "psnr(mode='plain')", " - 0.3", "equal on one machine: see train_seconds"),
+            ("robust", "Noise that neither has seen harms it less than the plain network", "robustness", ", noise 25", "psnr_noise_25", "psnr_noise_25(mode='plain')", "", "compares what is left, not what is lost"),
+            ("robust-bicubic", "At that noise it is still better than bicubic interpolation", "our question", ", noise 25", "psnr_noise_25", "psnr_bicubic_noise_25", "", ""),
+            ("noise-trained", "Both trained at noise 25, it is within 0.3 dB of the plain network there", "our question", ", noise 25", "psnr_noise_25(noise=25.0)", "psnr_noise_25(mode='plain', noise=25.0)", " - 0.3", ""),
+            ("unsupervised", "Trained without any large picture, it beats bicubic interpolation where the down-sampling blurs", "unsupervised training", ", blurred", f"psnr({_BLIND})", f"psnr_bicubic({_BLIND})", "", "told the blur, which bicubic interpolation is not"),
+            ("unpaired", "Large pictures help, though nothing small belongs to them", "pseudo-supervised training", ", blurred", "psnr(blur=1.2, mode='pseudo')", f"psnr({_BLIND})", "", ""),
+            ("adversarial", "The adversarial part raises PSNR", "our question", ", blurred", f"psnr({_BLIND}, lam=1e-3)", f"psnr({_BLIND})", "", "lambda ten times the official 1e-4"),
+            ("self", "Without the self-supervised part, the unsupervised model is worse", "total loss", ", blurred", f"psnr({_BLIND})", f"psnr({_BLIND}, tau=0.0)", "", ""),
+            ("rate", "A prior rate of the noise of 1e-3 is better than the official 1e-5", "our question", ", blurred", f"psnr({_BLIND})", f"psnr({_BLIND}, phi_n=1e-5)", "", ""),
+            ("adaptive-blind", "Adaptive v, w, rho are better than their prior means, without supervision", "our question", ", blurred", f"psnr({_BLIND})", f"psnr({_BLIND}, adaptive=False)", "", ""),
+            ("adaptive", "Adaptive v, w, rho are better than their prior means, with supervision", "our question", "", "psnr", "psnr(adaptive=False)", "", ""),
+            ("mean-path", "The deterministic path is better than drawing m and z, as the official test code does", "our question", "", "psnr", "psnr_sampled", "", ""))),
+    ),
+    deviations=("smoke and small: narrow networks on luma, a bicubic skip in x, small variances to begin with, Adam at 5e-3 with a cosine and averaged weights", "the operator A is one kernel: fitted to pairs by least squares where pairs are allowed, else known", "an unknown kernel is not estimated (KernelGAN's training is not built)", "in adversarial training the networks learn by Adam, officially by RMSProp"))
+
+# %% ../../nbs/superres/bayesr.ipynb #soundness
+MODES = ("supervised", "pseudo", "unsupervised", "plain")
+
+
+def require_sound(preset: BayeSRPreset) -> None:
+    """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names each field."""
+    p = preset
+    positive = ("width", "blocks", "gan_width", "gamma", "phi_x", "phi_z", "phi_n", "sigma0", "batch_size", "steps", "lr", "plain_width", "plain_blocks", "plain_pace")
+    rules = {k: (getattr(p, k) > 0, "a value above 0") for k in positive} | {
+        "mode": (p.mode in MODES, f"one of {', '.join(MODES)}"), "scale": (p.scale in (2, 4, 8), "2, 4 or 8"), "channels": (p.channels in (1, 3), "1 or 3"),
+        "tests": (len(p.tests) > 0, "at least one data set"), "patch": (p.patch >= 4, "at least 4"), "ema": (0 <= p.ema < 1, "0 to below 1"),
+        "kernel_size": (p.kernel_size == 0 or p.kernel_size >= len(degradation_kernel(p.scale, p.blur)) and (p.kernel_size - p.scale) % 2 == 0,
+                        "0, or the factor plus an even number, no less than the side of the true kernel") if p.scale in (2, 4, 8) else (True, ""),
+        "schedule": (p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"), "sigmas": (all(s > 0 for s in p.sigmas), "deviations above 0"),
+        **{k: (getattr(p, k) >= 0, "0 or more") for k in ("blur", "noise", "tau", "lam")}}
+    if wrong := [f"{k}={getattr(p, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
+        raise ValueError("; ".join(wrong))
+
+
 def test_pictures(name: str, scale: int):
     """Return a test set by name, fit for the factor where there is one."""
     return dataset(name, split="test") if name == "photos" else dataset(name, scale=scale)
@@ -635,7 +435,7 @@ def settings(preset: BayeSRPreset) -> dict:
         return {"scale": preset.scale, "channels": preset.channels, "width": preset.plain_width, "blocks": preset.plain_blocks}
     return {"scale": preset.scale, "channels": preset.channels, "width": preset.width, "blocks": preset.blocks, "kernel_size": preset.kernel_size, "skip": preset.skip}
 
-
+# %% ../../nbs/superres/bayesr.ipynb #experiment
 def experiment(preset: BayeSRPreset, seed: int, device: torch.device) -> dict:
     """Train as the preset says and measure on its test sets: quality, robustness to noise, calibration, the split, and what the hyper-posteriors follow."""
     require_sound(preset)
@@ -652,7 +452,6 @@ def experiment(preset: BayeSRPreset, seed: int, device: torch.device) -> dict:
     if preset.mode != "plain":
         result |= examine(model, first, preset) | {"operator_rmse": misfit}
     window = max(1, len(history.loss) // 20)
-    result |= {"loss_first": float(np.mean(history.loss[:window])), "loss_last": float(np.mean(history.loss[-window:])), "train_seconds": history.seconds,
-               "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    result |= {"loss_first": float(np.mean(history.loss[:window])), "loss_last": float(np.mean(history.loss[-window:])), "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)} | ({"train_seconds": history.seconds} if preset.timed else {})
     save_weights(model, f"{preset.mode}_x{preset.scale}_{preset.data}", {"model": type(model).__name__, "config": settings(preset)})
     return result
