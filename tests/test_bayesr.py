@@ -34,7 +34,9 @@ from paperlib.superres.bayesr_layers import (
     KernelChain,
     PatchDiscriminator,
     PlainSR,
+    SubPixel,
     degradation_kernel,
+    degrade_each,
     draw_noise,
     fit_kernel,
     from_tensorflow,
@@ -140,8 +142,8 @@ def test_official_weights_that_do_not_fit_are_named(shared):
     args = card["config"]["args"]
     gone = {k: v for k, v in state.items() if "upz/output2/bias" not in k}
     for given, config, message in ((gone, args, "missing head_z.output2.bias"), (state, args | {"d_cnnx": 3, "d_cnnz": 3, "d_cnnm": 3}, "unexpected"), (state, args | {"filters": 8}, "another shape"),
-                                   (state | {"SmSpNet/cnnq/input/kernel": gone["SmSpNet/cnnm/input/kernel"]}, args, "SmSpNet/cnnq"), (state, args | {"setupUnet": True}, "setupUnet=True"),
-                                   (state, args | {"d_cnnm": 3}, "one depth"), (state, args | {"up_type": "interpolation"}, "up_type")):
+                                   (state | {"SmSpNet/cnnq/input/kernel": gone["SmSpNet/cnnm/input/kernel"]}, args, "SmSpNet/cnnq"), (state, args | {"setupUnet": True}, "missing"),
+                                   (state, args | {"d_cnnm": 3}, "unexpected"), (state, args | {"up_type": "interpolation"}, "unexpected"), (state, args | {"BN": True}, "BN=True")):
         with pytest.raises(ValueError, match=message):
             BayeSR.from_official(given, **config)
 
@@ -154,6 +156,47 @@ def test_any_size_is_restored(shape, scale):
     for model in (BayeSR(scale, 3, 8, 6, scale + 6, skip=True), BayeSR(scale, 3, 8, 1), PlainSR(scale, 3, 8, 1)):
         assert restore(model, y).shape == (2, 3, shape[0] * scale, shape[1] * scale)
         assert model.training
+
+
+VARIANTS = [{"scale": 2}, {"scale": 3}, {"scale": 1}, {"scale": 4, "up": "subpixel"}, {"scale": 3, "up": "subpixel"}, {"scale": 2, "up": "interpolation"}, {"scale": 2, "attention": False},
+            {"scale": 2, "unet": True, "blocks": (2, 6, 6)}, {"scale": 4, "unet": True, "blocks": (1, 4, 8)}, {"scale": 1, "unet": True, "blocks": 4}, {"scale": 4, "blocks": (1, 2, 3)}]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_official_variants_run_and_make_the_round_trip(variant):
+    torch.manual_seed(0)
+    model = BayeSR(**{"channels": 3, "width": 8, "blocks": 2} | variant).eval()
+    y = torch.rand(2, 3, 8, 8)
+    q = model.posterior(y, draw_noise(model, y))
+    assert q.mean.shape == (2, 3, 8 * model.scale, 8 * model.scale) and q.misfit.shape == y.shape
+    assert torch.allclose(q.misfit, y - q.m - model.down(q.x + q.z), atol=1e-5)
+    blocks = variant.get("blocks", 2)
+    depths = (blocks,) * 3 if isinstance(blocks, int) else blocks
+    config = {"upscale": model.scale, "in_channel": 3, "filters": 8, "up_type": model.up, "use_CA": variant.get("attention", True), "setupUnet": model.unet,
+              **{f"d_cnn{k}": d for k, d in zip("mzx", depths)}}
+    twin = BayeSR.from_official({k: v.numpy() for k, v in model.to_official().items()}, **config)
+    assert twin.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
+    assert torch.equal(restore(model, y), restore(twin, y))
+
+
+def test_subpixels_come_in_tensorflows_order():
+    layer = SubPixel(1, 3)
+    with torch.no_grad():
+        layer.conv.weight.zero_()
+        layer.conv.bias.copy_(torch.arange(12.0))
+    block = layer(torch.zeros(1, 1, 1, 1))[0]                                    # channel k of 12: place k // 3 of the block, then colour k % 3
+    assert block[:, 0, 0].tolist() == [0, 1, 2] and block[:, 0, 1].tolist() == [3, 4, 5] and block[:, 1, 0].tolist() == [6, 7, 8]
+
+
+def test_a_kernel_for_each_picture(shared):
+    _, arrays, card = load(shared, "pieces")
+    kernels = arrays["input.kernel"]
+    near(degrade_each(arrays["input.img"], kernels, 2), arrays, card, "degradation_s2_pad")
+    model = BayeSR(2, 3, 4, 1)
+    y = torch.rand(2, 3, 6, 7)
+    q = model.posterior(y, kernels=kernels)
+    assert torch.allclose(q.misfit, y - q.m - degrade_each(q.x + q.z, kernels, 2), atol=1e-5)
 
 
 def test_restore_leaves_the_mode_and_refuses_what_is_no_batch():
@@ -283,7 +326,7 @@ def test_the_full_preset_is_sound_and_has_the_official_size():
 
 
 def test_constructors_and_kernels_refuse():
-    for call, message in ((lambda: BayeSR(3), "scale=3"), (lambda: set_kernel(BayeSR(2, 1, 4, 1), torch.ones(8, 8)), "none that the model"), (lambda: gan_loss(torch.zeros(2), True, "hinge"), "hinge"),
+    for call, message in ((lambda: BayeSR(5), "scale=5"), (lambda: set_kernel(BayeSR(2, 1, 4, 1), torch.ones(8, 8)), "none that the model"), (lambda: gan_loss(torch.zeros(2), True, "hinge"), "hinge"),
                           (lambda: Prior(sigma0=-1.0), "sigma0"), (lambda: Crops([torch.rand(1, 1, 4, 4)], [torch.rand(1, 1, 8, 8)], 8, 2, True), "8 x 8")):
         with pytest.raises(ValueError, match=message):
             call()

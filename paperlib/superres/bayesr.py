@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,31 +21,9 @@ from ..core.metrics import psnr_y_crop, ssim_y_crop
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import EMA, Batches, History, fit, save_weights
 from paperlib.superres.bayesr_layers import (
-    Adversary,
-    Crops,
-    Downsampling,
-    Enlargement,
-    FeatureNet,
-    Head,
-    KernelChain,
-    PlainSR,
-    as_picture,
-    augment,
-    degradation_kernel,
-    draw_noise,
-    fit_kernel,
-    flat_share,
-    gaussian_of,
-    gradient_energy,
-    kurtosis,
-    load_official,
-    rank_correlation,
-    restore,
-    set_kernel,
-    tiny_share,
-    to_tensorflow,
-    train_chain,
-    warm_start,
+    Adversary, Crops, Downsampling, Enlargement, FeatureNet, Head, OfficialWeights, PlainSR, UNet, as_picture, augment,
+    degradation_kernel, degrade_each, draw_noise, fit_kernel, flat_share, gaussian_of, gradient_energy, kurtosis, legacy_bilinear,
+    operator_of, rank_correlation, restore, set_kernel, tiny_share, train_chain, warm_start,
 )
 
 # %% auto #0
@@ -140,51 +118,48 @@ def variational_loss(q: Posterior, prior: Prior, adaptive: bool = True) -> Tenso
     return sum(variational_terms(q, hyper, prior).values()) / hyper.rho.sum()
 
 # %% ../../nbs/superres/bayesr.ipynb #model
-class BayeSR(nn.Module):
+class BayeSR(OfficialWeights, nn.Module):
     """Infer noise mean, sparse residual and smooth part of a picture, one after the other, each given what the ones before found.
 
-    ``width`` and ``blocks`` are of each of the three networks. ``kernel_size`` is 0 for the official down-sampling chain, otherwise the side of
-    a single kernel, which `set_kernel` changes. ``skip`` adds the bicubic enlargement of y - m - Az to the mean of x (not in the paper).
+    ``scale`` is 1 (denoising), 2, 3, 4 or 8; ``width`` and ``blocks`` (or one number each for m, z, x) are of the three networks. ``kernel_size`` is 0 for
+    the official down-sampling chain, otherwise the side of a single kernel, which `set_kernel` changes. ``skip`` adds the bicubic enlargement of
+    y - m - Az to the mean of x (not in the paper). ``attention``, ``up`` and ``unet`` choose official variants.
     """
 
-    def __init__(self, scale: int = 2, channels: int = 3, width: int = 64, blocks: int = 8, kernel_size: int = 0, skip: bool = False):
+    def __init__(self, scale: int = 2, channels: int = 3, width: int = 64, blocks: int | Sequence[int] = 8, kernel_size: int = 0, skip: bool = False,
+                 attention: bool = True, up: str = "transpose", unet: bool = False):
         super().__init__()
-        if scale not in (2, 4, 8):
-            raise ValueError(f"scale={scale}: expected 2, 4 or 8")
-        self.scale, self.channels, self.multiple = scale, channels, 2 ** max(0, (blocks - 2) // 2)
-        self.net_m, self.net_z, self.net_x = (FeatureNet(channels, width, blocks) for _ in range(3))
-        self.head_m, self.head_z, self.head_x = (Head(width * n, width, 2 * channels, s) for n, s in ((1, 1), (2, scale), (3, scale)))
-        self.down = Downsampling(torch.ones(kernel_size, kernel_size) / kernel_size**2, scale) if kernel_size else KernelChain(scale)
-        self.down.requires_grad_(False)                                         # trained first, then frozen
+        if scale not in (1, 2, 3, 4, 8):
+            raise ValueError(f"scale={scale}: expected 1, 2, 3, 4 or 8")
+        depths = (blocks,) * 3 if isinstance(blocks, int) else tuple(blocks)
+        self.scale, self.channels, self.multiple, self.up, self.unet = scale, channels, 2 ** max(0, (depths[2] - 2) // 2), up, unet
+        self.net_m, self.net_z, self.net_x = (UNet(channels, width, d, scale) if unet and i else FeatureNet(channels, width, d, attention) for i, d in enumerate(depths))
+        self.head_m, self.head_z, self.head_x = (Head(width * (i + 1), width, 2 * channels, 1 if unet or not i else scale, up) for i in range(3))
+        self.down = operator_of(scale, kernel_size)                             # trained first, then frozen
         self.enlarge = Enlargement(scale) if skip else None
 
-    def posterior(self, y: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None = None) -> Posterior:
-        """Infer the posterior of pictures (B, C, H, W); ``noise`` as from `draw_noise`, None for the path whose draws are the means."""
+    def posterior(self, y: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None = None, kernels: Tensor | None = None) -> Posterior:
+        """Infer the posterior of pictures (B, C, H, W); ``noise`` as from `draw_noise`, None for the path whose draws are the means.
+
+        ``kernels`` (B, 1, k, k) stand in for the operator A, one for each picture.
+        """
         eps = noise or (0.0, 0.0, 0.0)
+        down = self.down if kernels is None else lambda u: degrade_each(u, kernels, self.scale)
         features = self.net_m(y)
         mean_m, log_var_m = gaussian_of(self.head_m(features))
         m = mean_m + (log_var_m / 2).exp() * eps[0]
-        features = torch.cat([self.net_z(y - m), features], 1)
+        features = torch.cat([self.net_z(y - m), legacy_bilinear(features, self.scale) if self.unet else features], 1)
         mean_z, log_var_z = gaussian_of(self.head_z(features))
         z = mean_z + (log_var_z / 2).exp() * eps[1]
-        rest = y - m - self.down(z)
+        rest = y - m - down(z)
         mean_x, log_var_x = gaussian_of(self.head_x(torch.cat([self.net_x(rest), features], 1)))
         mean_x = mean_x + self.enlarge(rest) if self.enlarge else mean_x
         x = mean_x + (log_var_x / 2).exp() * eps[2]
-        return Posterior(mean_m, log_var_m, mean_z, log_var_z, mean_x, log_var_x, m, z, x, rest - self.down(x))
+        return Posterior(mean_m, log_var_m, mean_z, log_var_z, mean_x, log_var_x, m, z, x, rest - down(x))
 
     def forward(self, y: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """Return the restored pictures (B, C, H s, W s), the mean of x + z, not clipped; with ``noise``, m and z are drawn on the way."""
         return self.posterior(y, noise).mean
-
-    @classmethod
-    def from_official(cls, state: Mapping[str, np.ndarray | Tensor], **config) -> BayeSR:
-        """Return a model with official weights; see `load_official`."""
-        return load_official(cls, state, **config)
-
-    def to_official(self) -> dict[str, Tensor]:
-        """Return the weights under official names and in TensorFlow's layouts."""
-        return to_tensorflow(self.state_dict())
 
 # %% ../../nbs/superres/bayesr.ipynb #self-loss
 def self_loss(u: Tensor, q: Posterior, power: int = 1) -> Tensor:

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ..core.images import bicubic_taps, imresize, modcrop, rgb_to_y
 
 # %% auto #0
-__all__ = ['LOG_VAR', 'pad_symmetric', 'ChannelAttention', 'ResBlock', 'FeatureNet', 'UpConv', 'Head', 'gaussian_of',
-           'KernelChain', 'kernel_penalties', 'Downsampling', 'gaussian_kernel', 'degradation_kernel', 'fit_kernel',
-           'train_chain', 'Enlargement', 'PatchDiscriminator', 'from_tensorflow', 'to_tensorflow', 'draw_noise',
-           'set_kernel', 'warm_start', 'require_batch', 'restore', 'PlainSR', 'load_official', 'gan_loss', 'Adversary',
-           'as_picture', 'augment', 'Crops', 'gradient_energy', 'rank_correlation', 'kurtosis', 'flat_share',
-           'tiny_share']
+__all__ = ['LOG_VAR', 'pad_symmetric', 'ChannelAttention', 'ResBlock', 'FeatureNet', 'SubPixel', 'UpConv', 'Head', 'gaussian_of',
+           'legacy_bilinear', 'ConvBlock', 'UNet', 'KernelChain', 'kernel_penalties', 'Downsampling', 'gaussian_kernel',
+           'degradation_kernel', 'degrade_each', 'operator_of', 'fit_kernel', 'train_chain', 'Enlargement',
+           'PatchDiscriminator', 'from_tensorflow', 'to_tensorflow', 'draw_noise', 'set_kernel', 'warm_start',
+           'require_batch', 'restore', 'PlainSR', 'OfficialWeights', 'gan_loss', 'Adversary', 'as_picture', 'augment',
+           'Crops', 'gradient_energy', 'rank_correlation', 'kurtosis', 'flat_share', 'tiny_share']
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #mirror
 def pad_symmetric(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -49,25 +50,26 @@ class ChannelAttention(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + attention(conv(relu(conv(x)))) on (B, width, H, W)."""
+    """x + attention(conv(relu(conv(x)))) on (B, width, H, W); without attention the second term has the factor 0.2."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, attention: bool = True):
         super().__init__()
         self.conv0, self.conv1 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        self.attention = ChannelAttention(width)
+        self.attention = ChannelAttention(width) if attention else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, of the same shape."""
-        return x + self.attention(self.conv1(self.conv0(x).relu()))
+        change = self.conv1(self.conv0(x).relu())
+        return x + (self.attention(change) if self.attention else 0.2 * change)
 
 
 class FeatureNet(nn.Module):
     """One of CNN_m, CNN_z, CNN_x: a convolution, residual blocks, and the convolution's output added at the end."""
 
-    def __init__(self, channels: int, width: int, blocks: int):
+    def __init__(self, channels: int, width: int, blocks: int, attention: bool = True):
         super().__init__()
         self.input = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResBlock(width, attention) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, width, H, W) of a picture (B, channels, H, W)."""
@@ -78,26 +80,44 @@ class FeatureNet(nn.Module):
 LOG_VAR = (-math.log(1e10), 0.0)
 
 
-class UpConv(nn.Module):
-    """A transposed convolution, 5 x 5 with stride 2, placed as TensorFlow's SAME: (B, a, H, W) to (B, b, 2H, 2W)."""
+class SubPixel(nn.Module):
+    """A 3 x 3 convolution to stride ** 2 times the channels, which become space in TensorFlow's order: the place in the block first, then the channel."""
 
-    def __init__(self, a: int, b: int):
+    def __init__(self, a: int, b: int, stride: int = 2):
         super().__init__()
-        self.conv = nn.ConvTranspose2d(a, b, 5, stride=2, padding=1)
+        self.conv, self.stride = nn.Conv2d(a, b * stride**2, 3, padding=1), stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the larger map."""
-        return self.conv(x)[..., : 2 * x.shape[-2], : 2 * x.shape[-1]]
+        s = self.stride
+        return rearrange(self.conv(x), "b (i j c) h w -> b c (h i) (w j)", i=s, j=s)
 
 
-class Head(nn.Module):
-    """Maps ``inputs`` feature channels to ``outputs`` channels on a grid ``scale`` (1, 2, 4, 8) times as fine."""
+class UpConv(nn.Module):
+    """A transposed convolution, 5 x 5 with stride 2 or 3, placed as TensorFlow's SAME: (B, a, H, W) to (B, b, H stride, W stride)."""
 
-    def __init__(self, inputs: int, width: int, outputs: int, scale: int):
+    def __init__(self, a: int, b: int, stride: int = 2):
         super().__init__()
-        ups = scale.bit_length() - 1
-        self.up = nn.Sequential(*(UpConv(inputs if i == 0 else width, width) for i in range(ups)))
-        self.output1 = nn.Conv2d(width if ups else inputs, width, 3, padding=1)
+        self.conv = nn.ConvTranspose2d(a, b, 5, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the larger map."""
+        s = self.conv.stride[0]
+        return self.conv(x)[..., : s * x.shape[-2], : s * x.shape[-1]]
+
+# %% ../../nbs/superres/bayesr_layers.ipynb #head-itself
+class Head(nn.Module):
+    """Maps ``inputs`` feature channels to ``outputs`` channels on a grid ``scale`` (1, 2, 3, 4, 8) times as fine; "subpixel" and "interpolation" (nearest) are other ways ``up``."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, scale: int, up: str = "transpose"):
+        super().__init__()
+        ups, s = (1, 3) if scale == 3 else (scale.bit_length() - 1, 2)
+        ends = [inputs, *(width,) * ups]
+        if up not in ("transpose", "subpixel", "interpolation"):
+            raise ValueError(f"up={up!r}: expected transpose, subpixel or interpolation")
+        make = {"transpose": lambda a: UpConv(a, width, s), "subpixel": lambda a: SubPixel(a, width, s), "interpolation": lambda a: nn.Upsample(scale_factor=s)}[up]
+        self.up = nn.Sequential(*(make(a) for a in ends[:-1]))
+        self.output1 = nn.Conv2d(inputs if up == "interpolation" else ends[-1], width, 3, padding=1)
         self.output2 = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,20 +130,68 @@ def gaussian_of(maps: Tensor) -> tuple[Tensor, Tensor]:
     mean, log_var = maps.chunk(2, 1)
     return mean, log_var.clamp(*LOG_VAR)
 
+# %% ../../nbs/superres/bayesr_layers.ipynb #unet
+def legacy_bilinear(x: Tensor, scale: int) -> Tensor:
+    """Enlarge (B, C, H, W) as ``tf.image.resize_bilinear`` of TensorFlow 1 does: sampling at i / scale, the last pixel repeated."""
+    for axis in (-2, -1):
+        at = torch.arange(x.shape[axis] * scale, device=x.device)
+        low, part = at // scale, (at % scale).to(x) / scale
+        part = part[:, None] if axis == -2 else part
+        x = torch.lerp(x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=x.shape[axis] - 1)), part.expand(x.index_select(axis, low).shape))
+    return x
+
+# %% ../../nbs/superres/bayesr_layers.ipynb #unet-itself
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions with a ReLU between them."""
+
+    def __init__(self, a: int, b: int):
+        super().__init__()
+        self.conv0, self.conv1 = nn.Conv2d(a, b, 3, padding=1), nn.Conv2d(b, b, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, b, H, W)."""
+        return self.conv1(self.conv0(x).relu())
+
+
+class UNet(nn.Module):
+    """The official U-Net on a picture that is enlarged first: ``(depth - 2) // 2`` levels; (B, channels, H, W) to (B, width, H scale, W scale)."""
+
+    def __init__(self, channels: int, width: int, depth: int, scale: int):
+        super().__init__()
+        self.scale, levels = scale, (depth - 2) // 2
+        widths = [width * 2**i for i in range(levels + 1)]
+        self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip([channels, *widths], widths[:-1]))
+        last = widths[-1] // 2
+        self.bottom = nn.Sequential(ConvBlock(widths[-2] if levels else channels, widths[-1]), ConvBlock(widths[-1], last))
+        ends = [last, *(last // 2 ** min(i + 1, levels - 1) for i in range(levels))]
+        self.up = nn.ModuleList(ConvBlock(a + skip, b) for a, b, skip in zip(ends, ends[1:], reversed(widths[:-1])))
+        self.width = ends[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features on the large grid."""
+        x, stack = legacy_bilinear(x, self.scale), []
+        for block in self.down:
+            stack.append(block(x))
+            x = F.avg_pool2d(stack[-1], 2)
+        x = self.bottom(x)
+        for block in self.up:
+            x = block(torch.cat([legacy_bilinear(x, 2), stack.pop()], 1))
+        return x
+
 # %% ../../nbs/superres/bayesr_layers.ipynb #chain
 class KernelChain(nn.Module):
-    """The down-sampling network: linear convolutions without bias, zero padding, stride 2 in the last; applied log2(scale) times to each channel."""
+    """The down-sampling network: linear convolutions without bias, zero padding, stride 2 in the last; applied log2(scale) times to each channel (once with stride 3 for 3)."""
 
     def __init__(self, scale: int = 2, width: int = 64, sizes: Sequence[int] = (7, 5, 3, 1, 1, 1)):
         super().__init__()
         self.scale, ends = scale, (1, *(width,) * (len(sizes) - 1), 1)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2, bias=False) for a, b, k in zip(ends, ends[1:], sizes))
-        self.convs[-1].stride = (2, 2)
+        self.convs[-1].stride = (3, 3) if scale == 3 else (2, 2)
 
     def forward(self, u: Tensor) -> Tensor:
         """Return (B, C, H / scale, W / scale)."""
         x = u.flatten(0, 1)[:, None]
-        for _ in range(self.scale.bit_length() - 1):
+        for _ in range(1 if self.scale == 3 else self.scale.bit_length() - 1):
             for conv in self.convs:
                 x = conv(x)
         return x.view(*u.shape[:2], *x.shape[-2:])
@@ -195,6 +263,20 @@ def degradation_kernel(scale: int = 2, blur: float = 0.0) -> Tensor:
         k = gaussian_kernel(2 * math.ceil(3 * blur) + 1, blur).sum(0)
         taps = F.conv1d(taps[None, None], k[None, None], padding=len(k) - 1)[0, 0]
     return torch.outer(taps, taps)
+
+# %% ../../nbs/superres/bayesr_layers.ipynb #degrade
+def degrade_each(u: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """Filter each picture (B, C, H, W) with its own kernel (B, 1, k, k), k odd, mirrored borders, and keep every ``scale``-th pixel from the first."""
+    p = kernels.shape[-1] // 2
+    x = pad_symmetric(u, p, p, p, p).transpose(0, 1)
+    return F.conv2d(x, kernels.to(u), groups=len(kernels)).transpose(0, 1)[..., ::scale, ::scale]
+
+
+def operator_of(scale: int, kernel_size: int) -> nn.Module:
+    """Return an operator A without gradient: nothing for a scale of 1, the official chain for a ``kernel_size`` of 0, else a single kernel of that side."""
+    kernel = torch.ones(kernel_size, kernel_size) / max(1, kernel_size) ** 2
+    made = nn.Identity() if scale == 1 else Downsampling(kernel, scale) if kernel_size else KernelChain(scale)
+    return made.requires_grad_(False)
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #fit-kernel
 def fit_kernel(pairs: Iterable[tuple[Tensor, Tensor]], scale: int = 2, size: int = 14, ridge: float = 1e-9) -> Tensor:
@@ -315,8 +397,12 @@ def _own_key(name: str) -> str:
             path = ".".join([f"net_{net[-1]}.blocks.{int(block[8:])}", *("attention" if part == "CALayer" else part for part in rest)])
         case [("upm" | "upz" | "upx") as head, ("output1" | "output2") as conv]:
             path = f"head_{head[-1]}.{conv}"
-        case [("upm" | "upz" | "upx") as head, up, "conv_transpose"] if up.startswith("upsample_x"):
-            path = f"head_{head[-1]}.up.{int(up[10:]).bit_length() - 2}.conv"
+        case [("upm" | "upz" | "upx") as head, up, "conv_transpose" | "subpixel"] if up.startswith("upsample_x"):
+            path = f"head_{head[-1]}.up.{0 if up[10:] == '3' else int(up[10:]).bit_length() - 2}.conv"
+        case [("cnnz" | "cnnx") as net, layer, conv] if layer.startswith(("down_layer", "up_layer")):
+            path = f"net_{net[-1]}.{layer.partition('_')[0]}.{int(layer.partition('layer')[2])}.{conv}"
+        case [("cnnz" | "cnnx") as net, "bottom", layer, conv] if layer.startswith("layer"):
+            path = f"net_{net[-1]}.bottom.{int(layer[5:])}.{conv}"
         case ["Generator", conv] if conv.startswith("conv"):
             path = f"down.convs.{int(conv[4:])}"
         case ["Discriminator", ("HR" | "LR") as which, part] if part.startswith("conv"):
@@ -329,7 +415,7 @@ def _own_key(name: str) -> str:
         raise ValueError(f"no such variable in BayeSR: {name!r}")
     return f"{path}.{_LEAVES[leaf]}"
 
-
+# %% ../../nbs/superres/bayesr_layers.ipynb #from-tensorflow
 def from_tensorflow(state: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
     """Return our state dict for variables of an official checkpoint, with the slots of optimisers left out.
 
@@ -346,31 +432,43 @@ def from_tensorflow(state: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tenso
     return {_own_key(k): v.permute(3, 2, 0, 1).contiguous() if v.ndim == 4 else v.clone() for k, v in kept.items()}
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #convert-back
-def to_tensorflow(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the variables of an official checkpoint for our state dict: the way back of `from_tensorflow`."""
+def _their_scope(path: Sequence[str], up: str) -> str:
+    """Return the TensorFlow scope of a module of ours, its key split at dots; ``up`` names the convolution that enlarges."""
+    match path:
+        case [net, "input"]:
+            return f"cnn{net[-1]}/input"
+        case [net, "blocks", i, *rest]:
+            return "/".join([f"cnn{net[-1]}", f"ResBlock{i}", *("CALayer" if part == "attention" else part for part in rest)])
+        case [net, ("down" | "up") as way, i, conv] if net.startswith("net_"):
+            return f"cnn{net[-1]}/{way}_layer{i}/{conv}"
+        case [net, "bottom", i, conv]:
+            return f"cnn{net[-1]}/bottom/layer{i}/{conv}"
+        case [head, "up", i, "conv"]:
+            return f"up{head[-1]}/upsample_x{2 ** (int(i) + 1)}/{up}"
+        case ["down", "convs", i]:
+            return f"Generator/conv{i}"
+        case [("HR" | "LR") as which, "convs", i]:
+            return f"Discriminator/{which}/conv{i}"
+        case [("HR" | "LR") as which, "norms", i]:
+            return f"Discriminator/{which}/bn{int(i) + 1}"
+        case [head, conv] if head.startswith("head_"):
+            return f"up{head[-1]}/{conv}"
+    raise ValueError(f"{'.'.join(path)!r} has no place in an official checkpoint")
+
+
+def to_tensorflow(state: Mapping[str, Tensor], up: str = "conv_transpose", scale: int = 2) -> dict[str, Tensor]:
+    """Return the variables of an official checkpoint for our state dict: the way back of `from_tensorflow`.
+
+    ``up`` is "subpixel" for heads of that kind; ``scale`` matters where it is 3.
+    """
     found = {}
     for key, value in state.items():
         *path, leaf = key.split(".")
-        match path:
-            case [net, "input"]:
-                scope = f"cnn{net[-1]}/input"
-            case [net, "blocks", i, *rest]:
-                scope = "/".join([f"cnn{net[-1]}", f"ResBlock{i}", *("CALayer" if part == "attention" else part for part in rest)])
-            case [head, "up", i, "conv"]:
-                scope = f"up{head[-1]}/upsample_x{2 ** (int(i) + 1)}/conv_transpose"
-            case ["down", "convs", i]:
-                scope = f"Generator/conv{i}"
-            case [("HR" | "LR") as which, "convs", i]:
-                scope = f"Discriminator/{which}/conv{i}"
-            case [("HR" | "LR") as which, "norms", i]:
-                if leaf == "num_batches_tracked":
-                    continue
-                scope = f"Discriminator/{which}/bn{int(i) + 1}"
-            case [head, conv] if head.startswith("head_"):
-                scope = f"up{head[-1]}/{conv}"
-            case _:
-                raise ValueError(f"{key!r} has no place in an official checkpoint")
-        names = {v: k for k, v in reversed(_LEAVES.items())} if "/bn" not in scope else {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+        if leaf == "num_batches_tracked":
+            continue
+        names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"} if "norms" in path else {"weight": "kernel", "bias": "bias"}
+        scope = _their_scope(path, up)
+        scope = scope.replace("upsample_x2", "upsample_x3") if scale == 3 else scope
         found[f"SmSpNet/{scope}/{names[leaf]}"] = value.permute(2, 3, 1, 0).contiguous() if value.ndim == 4 else value.clone()
     return found
 
@@ -451,34 +549,40 @@ class PlainSR(nn.Module):
         return self.enlarge(y) + self.head(self.net(y))
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #load-official
-_OFFICIAL = {"upscale": "scale", "in_channel": "channels", "filters": "width", "d_cnnx": "blocks"}
-_BUILT = {"up_type": "transpose", "setupUnet": False, "use_CA": True, "BN": False, "filter_size": 3}
+_OFFICIAL = {"upscale": "scale", "in_channel": "channels", "filters": "width", "up_type": "up", "use_CA": "attention", "setupUnet": "unet"}
+_BUILT = {"BN": False, "filter_size": 3}
 
 
-def load_official(cls: type[nn.Module], state: Mapping[str, np.ndarray | Tensor], **config) -> nn.Module:
-    """Return a model with the weights of an official checkpoint (TensorFlow names and layouts), in eval mode; discriminators are left out.
+class OfficialWeights:
+    """`from_official` and `to_official` for a module whose names are those of BayeSR."""
 
-    ``config`` takes the official arguments; those that the model does not depend on are ignored.
+    @classmethod
+    def from_official(cls, state: Mapping[str, np.ndarray | Tensor], **config):
+        """Return a model with the weights of an official checkpoint (TensorFlow names and layouts), in eval mode; discriminators are left out.
 
-    Raises
-    ------
-    ValueError
-        A variant that is not built here (U-Net, other up-sampling, another depth of each network), or variables that are missing or of another shape.
-    """
-    if bad := [f"{k}={config[k]!r} (built: {v!r})" for k, v in _BUILT.items() if config.get(k, v) != v]:
-        raise ValueError(f"not built here: {', '.join(bad)}")
-    if len({config.get(k, 8) for k in ("d_cnnx", "d_cnnz", "d_cnnm")}) > 1:
-        raise ValueError("d_cnnx, d_cnnz, d_cnnm: expected one depth for all three networks")
-    defaults = {"scale": 4, "channels": 3, "width": 64, "blocks": 8}
-    model = cls(**defaults | {ours: config[theirs] for theirs, ours in _OFFICIAL.items() if theirs in config})
-    given = {k: v for k, v in from_tensorflow(state).items() if not k.startswith(("HR.", "LR."))}
-    wanted = model.state_dict()
-    told = {"missing": wanted.keys() - given.keys(), "unexpected": given.keys() - wanted.keys(),
-            "of another shape": {k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape}}
-    if any(told.values()):
-        raise ValueError("the weights do not fit this configuration: " + "; ".join(f"{k} {', '.join(sorted(v)[:3])}" for k, v in told.items() if v))
-    model.load_state_dict(given)
-    return model.eval()
+        ``config`` takes the official arguments; those that the networks do not depend on are ignored.
+
+        Raises
+        ------
+        ValueError
+            A variant that is not built here (batch normalisation, other filters), or variables that are missing or of another shape.
+        """
+        if bad := [f"{k}={config[k]!r} (built: {v!r})" for k, v in _BUILT.items() if config.get(k, v) != v]:
+            raise ValueError(f"not built here: {', '.join(bad)}")
+        own = {ours: config[theirs] for theirs, ours in _OFFICIAL.items() if theirs in config}
+        model = cls(**{"scale": 4} | own | {"blocks": tuple(config.get(f"d_cnn{k}", 8) for k in "mzx")})
+        given = {k: v for k, v in from_tensorflow(state).items() if not k.startswith(("HR.", "LR."))}
+        wanted = model.state_dict()
+        told = {"missing": wanted.keys() - given.keys(), "unexpected": given.keys() - wanted.keys(),
+                "of another shape": {k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape}}
+        if any(told.values()):
+            raise ValueError("the weights do not fit this configuration: " + "; ".join(f"{k} {', '.join(sorted(v)[:3])}" for k, v in told.items() if v))
+        model.load_state_dict(given)
+        return model.eval()
+
+    def to_official(self) -> dict[str, Tensor]:
+        """Return the weights under official names and in TensorFlow's layouts."""
+        return to_tensorflow(self.state_dict(), "subpixel" if self.up == "subpixel" else "conv_transpose", self.scale)
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #gan-loss
 def gan_loss(logits: Tensor, real: bool, kind: str = "GAN") -> Tensor:
