@@ -91,11 +91,8 @@ def test_golden_posteriors_and_losses(shared):
 def test_golden_test_path(shared):
     state, arrays, card = load(shared, "test_x4_pad")
     model = BayeSR.from_official(state, **card["config"]["args"])
-    y = arrays["input.lr"]
-    h, w = (-n % model.multiple for n in y.shape[-2:])
     with torch.no_grad():
-        sr = model(pad_symmetric(y, 0, w, 0, h), noise_of(arrays)).clamp(0, 1)
-    near(sr[..., : 4 * y.shape[-2], : 4 * y.shape[-1]], arrays, card, "sr")
+        near(model(arrays["input.lr"], noise=noise_of(arrays)).mean.clamp(0, 1), arrays, card, "sr")
 
 
 def test_golden_pieces(shared):
@@ -159,7 +156,7 @@ def test_any_size_is_restored(shape, scale):
 
 
 VARIANTS = [{"scale": 2}, {"scale": 3}, {"scale": 1}, {"scale": 4, "up": "subpixel"}, {"scale": 3, "up": "subpixel"}, {"scale": 2, "up": "interpolation"}, {"scale": 2, "attention": False},
-            {"scale": 2, "unet": True, "blocks": (2, 6, 6)}, {"scale": 4, "unet": True, "blocks": (1, 4, 8)}, {"scale": 1, "unet": True, "blocks": 4}, {"scale": 4, "blocks": (1, 2, 3)}]
+            {"scale": 2, "unet": True, "blocks": (2, 6, 6)}, {"scale": 2, "unet": True}, {"scale": 3, "unet": True, "blocks": (1, 1, 3)}, {"scale": 4, "unet": True, "blocks": (1, 4, 8)}, {"scale": 1, "unet": True, "blocks": 4}, {"scale": 4, "blocks": (1, 2, 3)}]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -178,6 +175,195 @@ def test_official_variants_run_and_make_the_round_trip(variant):
     assert twin.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
     assert torch.equal(restore(model, y), restore(twin, y))
+
+
+def plainly(state, args, y, noise, kernels=None):
+    """Return the official inference for official variables, one operation at a time: m, mean and draw of z and x, misfit."""
+    width, s, unet = args["filters"], args["upscale"], args["setupUnet"]
+
+    def conv(name, x, stride=1):
+        k = torch.as_tensor(state[f"SmSpNet/{name}/kernel"]).permute(3, 2, 0, 1)
+        bias = state.get(f"SmSpNet/{name}/bias")
+        return F.conv2d(x, k, None if bias is None else torch.as_tensor(bias), stride, padding=k.shape[-1] // 2)
+
+    def enlarge(x, factor):                                                      # TensorFlow 1: pixel i looks at i / factor
+        for axis in (2, 3):
+            n = x.shape[axis]
+            rows = torch.zeros(n * factor, n)
+            for i in range(n * factor):
+                rows[i, i // factor] += 1 - i % factor / factor
+                rows[i, min(i // factor + 1, n - 1)] += i % factor / factor
+            x = torch.einsum("ij,bcjw->bciw" if axis == 2 else "ij,bchj->bchi", rows, x)
+        return x
+
+    def resnet(name, x, depth):
+        first = x = conv(f"{name}/input", x)
+        for i in range(depth):
+            change = conv(f"{name}/ResBlock{i}/conv1", conv(f"{name}/ResBlock{i}/conv0", x).relu())
+            gate = change.mean((2, 3), keepdim=True)
+            for j in range(2 * args["use_CA"]):
+                gate = conv(f"{name}/ResBlock{i}/CALayer/conv{j}", gate)
+                gate = gate.relu() if j == 0 else gate.sigmoid()
+            x = x + (change * gate if args["use_CA"] else 0.2 * change)
+        return x + first
+
+    def network(name, x, depth):
+        if not unet:
+            return resnet(name, x, depth)
+        twice = lambda part, t: conv(f"{name}/{part}/conv1", conv(f"{name}/{part}/conv0", t).relu())
+        x, levels, kept = enlarge(x, s), max(0, (depth - 2) // 2), []
+        for i in range(levels):
+            kept.append(twice(f"down_layer{i}", x))
+            x = (kept[-1][..., ::2, ::2] + kept[-1][..., 1::2, ::2] + kept[-1][..., ::2, 1::2] + kept[-1][..., 1::2, 1::2]) / 4
+        x = twice("bottom/layer1", twice("bottom/layer0", x))
+        for i in range(levels):
+            x = twice(f"up_layer{i}", torch.cat([enlarge(x, 2), kept.pop()], 1))
+        return x
+
+    def head(name, x, times):
+        f = 3 if s == 3 else 2
+        for i in range(times):
+            scope = f"{name}/upsample_x{f ** (i + 1)}"
+            if args["up_type"] == "interpolation":
+                x = x.repeat_interleave(f, 2).repeat_interleave(f, 3)
+            elif args["up_type"] == "subpixel":
+                b, _, h, w = x.shape
+                x = conv(f"{scope}/subpixel", x).view(b, f, f, width, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, width, h * f, w * f)
+            else:
+                k, b, _, h, w = torch.as_tensor(state[f"SmSpNet/{scope}/conv_transpose/kernel"]), *x.shape
+                canvas = torch.zeros(b, width, f * h + 4, f * w + 4)
+                for i_h in range(h):
+                    for i_w in range(w):
+                        canvas[:, :, f * i_h : f * i_h + 5, f * i_w : f * i_w + 5] += torch.einsum("bi,hwoi->bohw", x[:, :, i_h, i_w], k)
+                x = canvas[:, :, 1 : 1 + f * h, 1 : 1 + f * w] + torch.as_tensor(state[f"SmSpNet/{scope}/conv_transpose/bias"])[:, None, None]
+        out = conv(f"{name}/output2", conv(f"{name}/output1", x))
+        return out[:, : args["in_channel"]], out[:, args["in_channel"] :].clamp(-np.log(1e10), 0)
+
+    def down(u):
+        if kernels is not None:
+            return degrade_each(u, kernels, s)
+        for _ in range(int(np.log2(s))):
+            u = u.flatten(0, 1)[:, None]
+            for i in range(6):
+                u = conv(f"Generator/conv{i}", u, 1 if i < 5 else 3 if s == 3 else 2)
+            u = u.unflatten(0, (len(y), -1))[:, :, 0]
+        return u
+
+    times = 0 if unet else int(np.log2(s))
+    draw = lambda maps, eps: maps[0] + (maps[1] / 2).exp() * eps
+    f_m = resnet("cnnm", y, args["d_cnnm"])
+    m = draw(head("upm", f_m, 0), noise[0])
+    f_z = torch.cat([network("cnnz", y - m, args["d_cnnz"]), enlarge(f_m, s) if unet else f_m], 1)
+    maps_z = head("upz", f_z, times)
+    z = draw(maps_z, noise[1])
+    maps_x = head("upx", torch.cat([network("cnnx", y - m - down(z), args["d_cnnx"]), f_z], 1), times)
+    x = draw(maps_x, noise[2])
+    return m, maps_z[0], z, maps_x[0], x, y - down(x) - down(z) - m
+
+
+OFFICIAL = {"upscale": 2, "in_channel": 3, "filters": 16, "up_type": "transpose", "use_CA": True, "setupUnet": False, "d_cnnm": 2, "d_cnnz": 2, "d_cnnx": 2}
+
+
+@pytest.mark.parametrize("change", [{"upscale": 3}, {"upscale": 1, "task": "DEN"}, {"upscale": 4, "up_type": "subpixel", "in_channel": 1}, {"upscale": 3, "up_type": "subpixel"}, {"upscale": 4, "up_type": "interpolation"},
+                                    {"use_CA": False}, {"setupUnet": True, "d_cnnz": 6, "d_cnnx": 6}, {"setupUnet": True, "upscale": 3, "d_cnnz": 2, "d_cnnx": 4}, {"setupUnet": True, "upscale": 1, "d_cnnz": 4, "d_cnnx": 5}], ids=str)
+def test_official_variants_against_one_operation_at_a_time(change):
+    torch.manual_seed(0)
+    args = OFFICIAL | change
+    model = BayeSR(args["upscale"], args["in_channel"], 16, (args["d_cnnm"], args["d_cnnz"], args["d_cnnx"]), attention=args["use_CA"], up=args["up_type"], unet=args["setupUnet"])
+    state = {k: v.numpy() for k, v in model.to_official().items()}
+    y = torch.rand(2, args["in_channel"], 8, 12)
+    noise = draw_noise(model, y)
+    with torch.no_grad():
+        q = BayeSR.from_official(state, **args)(y, noise=noise)
+        for got, wanted in zip((q.m, q.mean_z, q.z, q.mean_x, q.x, q.misfit), plainly(state, args, y, noise)):
+            assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_a_checkpoint_without_an_operator_wants_kernels(shared):
+    torch.manual_seed(0)
+    whole = {k: v for k, v in BayeSR(2, 3, 16, 2).to_official().items()}
+    state = {k: v for k, v in whole.items() if "Generator" not in k}             # so it is where each picture has its own kernel
+    model, (_, arrays, _) = BayeSR.from_official(state, **OFFICIAL, gauss_blur=True), load(shared, "pieces")
+    y, kernels = torch.rand(2, 3, 8, 12), arrays["input.kernel"]
+    noise = draw_noise(model, y)
+    with torch.no_grad():
+        q = model(y, noise=noise, kernels=kernels)
+    for got, wanted in zip((q.m, q.mean_z, q.z, q.mean_x, q.x, q.misfit), plainly(state, OFFICIAL, y, noise, kernels)):
+        assert torch.allclose(got, wanted, atol=1e-5)
+    assert model.to_official().keys() == state.keys()
+    with pytest.raises(ValueError, match="no operator A"):
+        model(y)
+    with pytest.raises(ValueError, match=r"missing down\.convs\.0"):
+        BayeSR.from_official({k: v for k, v in whole.items() if "Generator/conv0" not in k}, **OFFICIAL)
+
+
+def test_the_names_of_weights_tell_a_factor_of_three():
+    states = {s: BayeSR(s, 3, 16, 2).to_official() for s in (2, 3)}                # of the same shapes
+    for scale, other in ((2, 3), (3, 2)):
+        with pytest.raises(ValueError, match=f"upscale={scale}"):
+            BayeSR.from_official(states[other], **OFFICIAL | {"upscale": scale})
+    for name in ("cnnm/ResBlockX/conv0/kernel", "upz/upsample_x7/conv_transpose/kernel", "cnnm/input/foo"):
+        with pytest.raises(ValueError, match=f"no such variable in BayeSR: 'SmSpNet/{name}'"):
+            BayeSR.from_official(states[2] | {f"SmSpNet/{name}": torch.zeros(1)}, **OFFICIAL)
+
+
+def test_a_kernel_is_centred_where_the_stride_puts_it():
+    for stride, middle in ((2, (6, 7)), (3, (7, 7))):                              # half a pixel, or one, beyond 6
+        kernel = torch.zeros(13, 13, dtype=torch.float64)
+        for i in middle:
+            kernel[i, i] += 0.5
+        assert kernel_penalties(kernel, stride)["centre"] < 1e-20
+
+
+def test_denoising_has_no_factor():
+    state = BayeSR(1, 3, 16, 2).to_official()
+    model = BayeSR.from_official(state, **OFFICIAL | {"upscale": 4, "task": "DEN"})      # the official default of the factor
+    assert model.scale == 1 and model(torch.rand(1, 3, 5, 6)).mean.shape == (1, 3, 5, 6)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_the_model_takes_any_size_and_draws_when_asked(scale):
+    torch.manual_seed(0)
+    model, y = BayeSR(scale, 3, 8, (1, 2, 6)), torch.rand(2, 3, 7, 9)
+    before = y.clone()
+    with torch.no_grad():
+        q = model(y)
+        padded = model.posterior(pad_symmetric(y, 0, 3, 0, 1))
+        assert all(torch.equal(a, b[..., : a.shape[-2], : a.shape[-1]]) for a, b in zip(q, padded))
+        assert torch.equal(q.mean.clamp(0, 1), restore(model, y)) and torch.equal(y, before)
+        small, large = (2, 3, 7, 9), (2, 3, 7 * scale, 9 * scale)
+        assert [tuple(t.shape) for t in q] == [small] * 2 + [large] * 4 + [small] + [large] * 2 + [small]
+        assert torch.equal(q.x, q.mean_x) and torch.equal(q.mean, q.x + q.z)
+        torch.manual_seed(1)
+        drawn = model(y, sample=True)
+        torch.manual_seed(1)
+        assert all(torch.equal(a, b) for a, b in zip(drawn, model(y, noise=draw_noise(model, torch.empty(2, 3, 8, 12)))))
+    assert not torch.equal(drawn.x, drawn.mean_x)
+    for bad, message in (((torch.zeros(1),) * 3, "noise for m, z, x"), (draw_noise(model, y), "noise for m, z, x"), (draw_noise(model, torch.empty(2, 3, 8, 12))[:2], "noise for m, z, x")):
+        with pytest.raises(ValueError, match=message):
+            model(y, noise=bad)
+    for bad in (y[:, :1], y[0], y.byte(), y * torch.nan):
+        with pytest.raises(ValueError, match="float in|NaN"):
+            model(bad)
+
+
+def test_the_losss_gradient_is_what_the_formulas_say():
+    torch.manual_seed(0)
+    prior, k = Prior(2.0, 3.0, 8.0, 1e-3, 2e-3, 1e-5, 100.0), {"dtype": torch.float64}
+    small, large = (2, 1, 3, 4), (2, 1, 6, 8)
+    q = bayesr.Posterior(*(0.1 * torch.randn(shape, **k).requires_grad_() for shape in [small] * 2 + [large] * 4 + [small] + [large] * 2 + [small]))
+    names = ("mean_m", "log_var_m", "mean_z", "log_var_z", "mean_x", "log_var_x", "misfit")
+    slopes = dict(zip(names, torch.autograd.grad(variational_loss(q, prior), [getattr(q, n) for n in names])))
+    v, w, rho = hyper_posteriors(q, prior)
+    laplacian = torch.zeros(large, **k)
+    for (i, j), (a, b) in [((i, j), (i + 1, j)) for i in range(5) for j in range(8)] + [((i, j), (i, j + 1)) for i in range(6) for j in range(7)]:
+        edge = 2 * v[..., i, j] * (q.mean_x[..., i, j] - q.mean_x[..., a, b]).detach()
+        laplacian[..., i, j] += edge
+        laplacian[..., a, b] -= edge
+    wanted = {"mean_m": 2 * prior.sigma0 * q.mean_m, "log_var_m": prior.sigma0 * q.log_var_m.exp() - 1, "mean_z": 2 * w * q.mean_z, "log_var_z": w * q.log_var_z.exp() - 1,
+              "mean_x": laplacian, "log_var_x": 4 * v * q.log_var_x.exp() - 1, "misfit": 2 * rho * q.misfit}
+    for name, slope in slopes.items():
+        assert torch.allclose(slope, wanted[name] / rho.sum(), rtol=1e-10), name
 
 
 def test_subpixels_come_in_tensorflows_order():
@@ -206,6 +392,8 @@ def test_restore_leaves_the_mode_and_refuses_what_is_no_batch():
         with pytest.raises(ValueError, match=message):
             restore(model, bad)
     assert not model.training
+    with pytest.raises(ValueError, match="a PlainSR has nothing to draw"):
+        restore(PlainSR(2, 1, 8, 1), torch.rand(1, 1, 4, 4), sample=True)
 
 
 def test_paths_agree_where_nothing_is_random():
@@ -327,7 +515,11 @@ def test_the_full_preset_is_sound_and_has_the_official_size():
 
 def test_constructors_and_kernels_refuse():
     for call, message in ((lambda: BayeSR(5), "scale=5"), (lambda: set_kernel(BayeSR(2, 1, 4, 1), torch.ones(8, 8)), "none that the model"), (lambda: gan_loss(torch.zeros(2), True, "hinge"), "hinge"),
-                          (lambda: Prior(sigma0=-1.0), "sigma0"), (lambda: Crops([torch.rand(1, 1, 4, 4)], [torch.rand(1, 1, 8, 8)], 8, 2, True), "8 x 8")):
+                          (lambda: Prior(sigma0=-1.0), "sigma0"), (lambda: Crops([torch.rand(1, 1, 4, 4)], [torch.rand(1, 1, 8, 8)], 8, 2, True), "8 x 8"),
+                          (lambda: BayeSR(2, blocks=(1, 2)), "blocks="), (lambda: BayeSR(2, width=0), "width=0"), (lambda: gaussian_kernel(5, 1.0, 0.0), "sigma_y=0.0"), (lambda: kernel_penalties(torch.rand(7, 7)), "at least 9"),
+                          (lambda: degrade_each(torch.rand(2, 3, 8, 8), torch.rand(1, 1, 5, 5), 2), "one for each"), (lambda: degrade_each(torch.rand(1, 3, 8, 8), torch.rand(1, 1, 4, 4), 2), "k odd"),
+                          (lambda: train_chain(KernelChain(2, 4), [(torch.rand(1, 16, 16), torch.rand(1, 8, 8))], 1), "9 x 9"),
+                          (lambda: self_loss(torch.rand(1, 1, 8, 8), BayeSR(2, 3, 4, 1)(torch.rand(1, 3, 4, 4))), "large pictures")):
         with pytest.raises(ValueError, match=message):
             call()
 

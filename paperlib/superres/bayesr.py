@@ -21,7 +21,7 @@ from ..core.metrics import psnr_y_crop, ssim_y_crop
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import EMA, Batches, History, fit, save_weights
 from paperlib.superres.bayesr_layers import (
-    Adversary, Crops, Downsampling, Enlargement, FeatureNet, Head, OfficialWeights, PlainSR, UNet, as_picture, augment,
+    Adversary, AnySize, Crops, Downsampling, Enlargement, FeatureNet, Head, OfficialWeights, PlainSR, UNet, as_picture, augment,
     degradation_kernel, degrade_each, draw_noise, fit_kernel, flat_share, gaussian_of, gradient_energy, kurtosis, legacy_bilinear,
     operator_of, rank_correlation, restore, set_kernel, tiny_share, train_chain, warm_start,
 )
@@ -118,7 +118,7 @@ def variational_loss(q: Posterior, prior: Prior, adaptive: bool = True) -> Tenso
     return sum(variational_terms(q, hyper, prior).values()) / hyper.rho.sum()
 
 # %% ../../nbs/superres/bayesr.ipynb #model
-class BayeSR(OfficialWeights, nn.Module):
+class BayeSR(OfficialWeights, AnySize, nn.Module):
     """Infer noise mean, sparse residual and smooth part of a picture, one after the other, each given what the ones before found.
 
     ``scale`` is 1 (denoising), 2, 3, 4 or 8; ``width`` and ``blocks`` (or one number each for m, z, x) are of the three networks. ``kernel_size`` is 0 for
@@ -132,9 +132,12 @@ class BayeSR(OfficialWeights, nn.Module):
         if scale not in (1, 2, 3, 4, 8):
             raise ValueError(f"scale={scale}: expected 1, 2, 3, 4 or 8")
         depths = (blocks,) * 3 if isinstance(blocks, int) else tuple(blocks)
+        if len(depths) != 3 or min(channels, width, *depths) < 1:
+            raise ValueError(f"channels={channels}, width={width}, blocks={blocks}: expected 1 or more, and one number of blocks or three")
         self.scale, self.channels, self.multiple, self.up, self.unet = scale, channels, 2 ** max(0, (depths[2] - 2) // 2), up, unet
         self.net_m, self.net_z, self.net_x = (UNet(channels, width, d, scale) if unet and i else FeatureNet(channels, width, d, attention) for i, d in enumerate(depths))
-        self.head_m, self.head_z, self.head_x = (Head(width * (i + 1), width, 2 * channels, 1 if unet or not i else scale, up) for i in range(3))
+        seen = np.cumsum([net.width for net in (self.net_m, self.net_z, self.net_x)]).tolist()        # each head is given the earlier features too
+        self.head_m, self.head_z, self.head_x = (Head(n, width, 2 * channels, 1 if unet or not i else scale, up) for i, n in enumerate(seen))
         self.down = operator_of(scale, kernel_size)                             # trained first, then frozen
         self.enlarge = Enlargement(scale) if skip else None
 
@@ -157,13 +160,11 @@ class BayeSR(OfficialWeights, nn.Module):
         x = mean_x + (log_var_x / 2).exp() * eps[2]
         return Posterior(mean_m, log_var_m, mean_z, log_var_z, mean_x, log_var_x, m, z, x, rest - down(x))
 
-    def forward(self, y: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-        """Return the restored pictures (B, C, H s, W s), the mean of x + z, not clipped; with ``noise``, m and z are drawn on the way."""
-        return self.posterior(y, noise).mean
-
 # %% ../../nbs/superres/bayesr.ipynb #self-loss
 def self_loss(u: Tensor, q: Posterior, power: int = 1) -> Tensor:
     """Return the mean of |u - (x + z)| ** power over a batch, the drawn sum clipped to [0, 1]; power 1 for super-resolution, 2 for denoising."""
+    if u.shape != q.x.shape:
+        raise ValueError(f"expected large pictures {tuple(q.x.shape)}, got {tuple(u.shape)}")
     return (u - (q.x + q.z).clamp(0, 1)).abs().pow(power).mean()
 
 # %% ../../nbs/superres/bayesr.ipynb #training-crops
@@ -378,7 +379,7 @@ PAPER = Paper(
             ("adaptive", "Adaptive v, w, rho are better than their prior means, with supervision", "our question", "", "psnr", "psnr(adaptive=False)", "", ""),
             ("mean-path", "The deterministic path is better than drawing m and z, as the official test code does", "our question", "", "psnr", "psnr_sampled", "", ""))),
     ),
-    deviations=("smoke and small: narrow networks on luma, a bicubic skip in x, small variances to begin with, Adam at 2e-3 (the plain network: 5e-3) with a cosine and averaged weights", "the operator A is one kernel: fitted to pairs by least squares where pairs are allowed, else known", "an unknown kernel is not estimated (KernelGAN's training is not built)", "in adversarial training the networks learn by Adam, officially by RMSProp"))
+    deviations=("smoke and small: narrow networks on luma, a bicubic skip in x, small variances to begin with, Adam at 2e-3 (the plain network: 5e-3) with a cosine and averaged weights", "the operator A is one kernel: fitted to pairs by least squares where pairs are allowed, else known", "an unknown kernel is not estimated (KernelGAN's training is not built)", "in adversarial training the networks learn by Adam, officially by RMSProp, and both sides see one batch, officially one each", "the official blurring of the small reference in unsupervised tasks is left out"))
 
 # %% ../../nbs/superres/bayesr.ipynb #soundness
 MODES = ("supervised", "pseudo", "unsupervised", "plain")

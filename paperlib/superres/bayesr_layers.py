@@ -22,8 +22,9 @@ __all__ = ['LOG_VAR', 'pad_symmetric', 'ChannelAttention', 'ResBlock', 'FeatureN
            'legacy_bilinear', 'ConvBlock', 'UNet', 'KernelChain', 'kernel_penalties', 'Downsampling', 'gaussian_kernel',
            'degradation_kernel', 'degrade_each', 'operator_of', 'fit_kernel', 'train_chain', 'Enlargement',
            'PatchDiscriminator', 'from_tensorflow', 'to_tensorflow', 'draw_noise', 'set_kernel', 'warm_start',
-           'require_batch', 'restore', 'PlainSR', 'OfficialWeights', 'gan_loss', 'Adversary', 'as_picture', 'augment',
-           'Crops', 'gradient_energy', 'rank_correlation', 'kurtosis', 'flat_share', 'tiny_share']
+           'require_batch', 'restore', 'PlainSR', 'AnySize', 'NoOperator', 'OfficialWeights', 'gan_loss', 'Adversary',
+           'as_picture', 'augment', 'Crops', 'gradient_energy', 'rank_correlation', 'kurtosis', 'flat_share',
+           'tiny_share']
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #mirror
 def pad_symmetric(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -68,7 +69,7 @@ class FeatureNet(nn.Module):
 
     def __init__(self, channels: int, width: int, blocks: int, attention: bool = True):
         super().__init__()
-        self.input = nn.Conv2d(channels, width, 3, padding=1)
+        self.width, self.input = width, nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResBlock(width, attention) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,11 +155,11 @@ class ConvBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The official U-Net on a picture that is enlarged first: ``(depth - 2) // 2`` levels; (B, channels, H, W) to (B, width, H scale, W scale)."""
+    """The official U-Net on a picture that is enlarged first: ``(depth - 2) // 2`` levels; (B, channels, H, W) to (B, self.width, H scale, W scale), half of ``width`` where there is no level."""
 
     def __init__(self, channels: int, width: int, depth: int, scale: int):
         super().__init__()
-        self.scale, levels = scale, (depth - 2) // 2
+        self.scale, levels = scale, max(0, (depth - 2) // 2)
         widths = [width * 2**i for i in range(levels + 1)]
         self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip([channels, *widths], widths[:-1]))
         last = widths[-1] // 2
@@ -205,16 +206,18 @@ class KernelChain(nn.Module):
         return k[0, 0]
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #penalties
-def kernel_penalties(kernel: Tensor) -> dict[str, Tensor]:
-    """Return KernelGAN's four penalties of a kernel (k, k), k odd and >= 9, of a factor 2: ``sum``, ``boundary``, ``centre``, ``sparsity``; each >= 0."""
+def kernel_penalties(kernel: Tensor, stride: int = 2) -> dict[str, Tensor]:
+    """Return KernelGAN's four penalties of a kernel (k, k), k odd and >= 9, of a stride 2 or 3: ``sum``, ``boundary``, ``centre``, ``sparsity``; each >= 0."""
     k = kernel.shape[0]
+    if kernel.shape != (k, k) or k < 9 or k % 2 == 0:
+        raise ValueError(f"expected a square kernel with an odd side of at least 9, got {tuple(kernel.shape)}")
     at = torch.arange(k, dtype=kernel.dtype, device=kernel.device)
     bump = torch.exp(-(at - (k - 1) / 2).square() / (2 * k * k))
     mask = 30 * (1 - torch.outer(bump, bump) / bump.max() ** 2)
     margin = (k - (k + 1) // 2) // 2 - 1
     mask[margin : k - margin, margin : k - margin] = 0
     centre = torch.stack([(kernel.sum(axis) * at).sum() for axis in (0, 1)]) / kernel.sum()
-    return {"sum": (1 - kernel.sum()).abs(), "boundary": (kernel * mask).abs().mean(), "centre": (centre - k / 2).square().mean(), "sparsity": kernel.abs().pow(0.2).mean()}
+    return {"sum": (1 - kernel.sum()).abs(), "boundary": (kernel * mask).abs().mean(), "centre": (centre - (k + stride - 2) / 2).square().mean(), "sparsity": kernel.abs().pow(0.2).mean()}
 
 # %% ../../nbs/superres/bayesr_layers.ipynb #downsampling
 class Downsampling(nn.Module):
@@ -249,6 +252,8 @@ class Downsampling(nn.Module):
 # %% ../../nbs/superres/bayesr_layers.ipynb #kernels
 def gaussian_kernel(size: int, sigma: float, sigma_y: float | None = None) -> Tensor:
     """Return a Gaussian of (size, size) that sums to 1; ``sigma`` along a row, ``sigma_y`` along a column (default the same), pixels."""
+    if not sigma > 0 or sigma_y is not None and not sigma_y > 0:
+        raise ValueError(f"sigma={sigma}, sigma_y={sigma_y}: expected deviations above 0")
     at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     row, column = (torch.exp(-at.square() / (2 * s * s)) for s in (sigma, sigma_y or sigma))
     return torch.outer(column / column.sum(), row / row.sum())
@@ -267,7 +272,9 @@ def degradation_kernel(scale: int = 2, blur: float = 0.0) -> Tensor:
 # %% ../../nbs/superres/bayesr_layers.ipynb #degrade
 def degrade_each(u: Tensor, kernels: Tensor, scale: int) -> Tensor:
     """Filter each picture (B, C, H, W) with its own kernel (B, 1, k, k), k odd, mirrored borders, and keep every ``scale``-th pixel from the first."""
-    p = kernels.shape[-1] // 2
+    k, p = kernels.shape[-1], kernels.shape[-1] // 2
+    if kernels.shape != (len(u), 1, k, k) or k % 2 == 0:
+        raise ValueError(f"expected kernels ({len(u)}, 1, k, k) with k odd, one for each picture, got {tuple(kernels.shape)}")
     x = pad_symmetric(u, p, p, p, p).transpose(0, 1)
     return F.conv2d(x, kernels.to(u), groups=len(kernels)).transpose(0, 1)[..., ::scale, ::scale]
 
@@ -313,7 +320,10 @@ def train_chain(chain: KernelChain, pairs: Sequence[tuple[Tensor, Tensor]], step
     """Train a chain in place by the squared error on random crops of pairs (C, H, W), (C, H / s, W / s); return the loss of each step.
 
     ``size`` is the side of a small crop. The weights begin at He's scale for linear layers, and the rate falls to 0 along a cosine.
+    ValueError if a small picture or a crop has no pixel that is five or more from its border.
     """
+    if not pairs or min(size, *(n for _, low in pairs for n in low.shape[-2:])) < 9:
+        raise ValueError(f"expected pairs whose small picture has at least 9 x 9 pixels, and crops of 9 or more, got {len(pairs)} pairs, size={size}")
     generator, s, device = torch.Generator().manual_seed(seed), chain.scale, chain.convs[0].weight.device
     for conv in chain.convs:
         with torch.no_grad():
@@ -393,11 +403,11 @@ def _own_key(name: str) -> str:
     match scopes:
         case [("cnnm" | "cnnz" | "cnnx") as net, "input"]:
             path = f"net_{net[-1]}.input"
-        case [("cnnm" | "cnnz" | "cnnx") as net, block, *rest] if block.startswith("ResBlock"):
+        case [("cnnm" | "cnnz" | "cnnx") as net, block, *rest] if block.startswith("ResBlock") and block[8:].isdigit():
             path = ".".join([f"net_{net[-1]}.blocks.{int(block[8:])}", *("attention" if part == "CALayer" else part for part in rest)])
         case [("upm" | "upz" | "upx") as head, ("output1" | "output2") as conv]:
             path = f"head_{head[-1]}.{conv}"
-        case [("upm" | "upz" | "upx") as head, up, "conv_transpose" | "subpixel"] if up.startswith("upsample_x"):
+        case [("upm" | "upz" | "upx") as head, up, "conv_transpose" | "subpixel"] if up in ("upsample_x2", "upsample_x3", "upsample_x4", "upsample_x8"):
             path = f"head_{head[-1]}.up.{0 if up[10:] == '3' else int(up[10:]).bit_length() - 2}.conv"
         case [("cnnz" | "cnnx") as net, layer, conv] if layer.startswith(("down_layer", "up_layer")):
             path = f"net_{net[-1]}.{layer.partition('_')[0]}.{int(layer.partition('layer')[2])}.{conv}"
@@ -513,7 +523,7 @@ def restore(model: nn.Module, y: Tensor, sample: bool = False, generator: torch.
     Parameters
     ----------
     y : (B, C, H, W) in [0, 1], any size; extended by mirroring to what the official code feeds its networks, and cut back
-    sample : draw m and z on the way, as the official test code does: the result is then random (not for `PlainSR`)
+    sample : draw m and z on the way, as the official test code does: the result is then random
     generator : of the CPU, for ``sample``
 
     Returns
@@ -523,15 +533,17 @@ def restore(model: nn.Module, y: Tensor, sample: bool = False, generator: torch.
     Raises
     ------
     ValueError
-        Not a float batch with the model's number of channels, or not finite.
+        Not a float batch with the model's number of channels, or not finite; ``sample`` with a network that draws nothing.
     """
     require_batch(y, model.channels)
+    if sample and not hasattr(model, "posterior"):
+        raise ValueError(f"sample=True: a {type(model).__name__} has nothing to draw")
     training, (h, w), m, s = model.training, y.shape[-2:], model.multiple, model.scale
     model.eval()
     try:
         y = pad_symmetric(y.to(next(model.parameters())), 0, -w % m, 0, -h % m)
-        out = model(y, draw_noise(model, y, generator)) if sample else model(y)
-        return out[..., : h * s, : w * s].clamp(0, 1)
+        out = model(y, noise=draw_noise(model, y, generator)) if sample else model(y)
+        return (out if isinstance(out, Tensor) else out.mean)[..., : h * s, : w * s].clamp(0, 1)
     finally:
         model.train(training)
 
@@ -548,9 +560,46 @@ class PlainSR(nn.Module):
         """Return (B, C, H s, W s), not clipped."""
         return self.enlarge(y) + self.head(self.net(y))
 
+# %% ../../nbs/superres/bayesr_layers.ipynb #any-size
+class AnySize:
+    """`forward` of a module with `posterior`: checks what it is given, extends it, and cuts back what comes out."""
+
+    def forward(self, y: Tensor, sample: bool = False, noise: tuple[Tensor, Tensor, Tensor] | None = None, kernels: Tensor | None = None) -> tuple:
+        """Infer the posterior of pictures of any size; its ``mean`` is what is restored, not clipped.
+
+        Parameters
+        ----------
+        y : (B, C, H, W) in [0, 1]; extended by mirroring to multiples of ``multiple``, as officially, and the maps cut back
+        sample : draw m, z and x, from torch's generator; otherwise the draws are the means
+        noise : the standard normal numbers for m, z and x, of the extended size: drawn with them, whatever ``sample`` says
+        kernels : (B, 1, k, k), k odd, in place of A
+
+        Raises
+        ------
+        ValueError
+            Not a float batch with the model's number of channels, not finite, or ``noise`` of other shapes.
+        """
+        require_batch(y, self.channels)
+        (h, w), s = y.shape[-2:], self.scale
+        y = pad_symmetric(y, 0, -w % self.multiple, 0, -h % self.multiple)
+        noise = draw_noise(self, y) if sample and noise is None else noise
+        large = (*y.shape[:2], y.shape[2] * s, y.shape[3] * s)
+        if noise is not None and [tuple(e.shape) for e in noise] != [tuple(y.shape), large, large]:
+            raise ValueError(f"expected noise for m, z, x of {tuple(y.shape)}, {large}, {large}, got {[tuple(e.shape) for e in noise]}")
+        q = self.posterior(y, noise, kernels)
+        return type(q)(*(t[..., : h * f, : w * f] for name, t in zip(q._fields, q) for f in [1 if name in ("mean_m", "log_var_m", "m", "misfit") else s]))
+
 # %% ../../nbs/superres/bayesr_layers.ipynb #load-official
 _OFFICIAL = {"upscale": "scale", "in_channel": "channels", "filters": "width", "up_type": "up", "use_CA": "attention", "setupUnet": "unet"}
 _BUILT = {"BN": False, "filter_size": 3}
+
+
+class NoOperator(nn.Module):
+    """Stands in for A where a checkpoint holds none."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Refuse."""
+        raise ValueError("the checkpoint holds no operator A (Generator/...): pass kernels, one for each picture, or set model.down")
 
 
 class OfficialWeights:
@@ -560,7 +609,8 @@ class OfficialWeights:
     def from_official(cls, state: Mapping[str, np.ndarray | Tensor], **config):
         """Return a model with the weights of an official checkpoint (TensorFlow names and layouts), in eval mode; discriminators are left out.
 
-        ``config`` takes the official arguments; those that the networks do not depend on are ignored.
+        ``config`` takes the official arguments; those that the networks do not depend on are ignored. A state without any variable of A (officially
+        so where each picture has its own kernel) gives a model that asks for ``kernels``.
 
         Raises
         ------
@@ -570,8 +620,14 @@ class OfficialWeights:
         if bad := [f"{k}={config[k]!r} (built: {v!r})" for k, v in _BUILT.items() if config.get(k, v) != v]:
             raise ValueError(f"not built here: {', '.join(bad)}")
         own = {ours: config[theirs] for theirs, ours in _OFFICIAL.items() if theirs in config}
+        if config.get("task") == "DEN":                                          # nothing is enlarged there, whatever the factor says
+            own["scale"] = 1
         model = cls(**{"scale": 4} | own | {"blocks": tuple(config.get(f"d_cnn{k}", 8) for k in "mzx")})
         given = {k: v for k, v in from_tensorflow(state).items() if not k.startswith(("HR.", "LR."))}
+        if any(("/upsample_x3/" in k) != (model.scale == 3) for k in state if "/upsample_x" in k):        # shapes would not tell
+            raise ValueError(f"the weights do not fit this configuration: upscale={model.scale}, and their heads enlarge by another factor")
+        if model.scale > 1 and not any(k.startswith("down.") for k in given):
+            model.down = NoOperator()
         wanted = model.state_dict()
         told = {"missing": wanted.keys() - given.keys(), "unexpected": given.keys() - wanted.keys(),
                 "of another shape": {k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape}}
