@@ -534,6 +534,31 @@ def _nyuv2(source: Source, path: str | os.PathLike | None, split: str = "all", r
 
     return nyuv2(_locate(source, path)[1], split, raw)
 
+# %% ../../nbs/core/data.ipynb #read-series
+def _series(source: Source, path: str | os.PathLike | None) -> Any:
+    """Read a series from its CSV file: see `read_series` of core.series."""
+    from paperlib.core.series import read_series
+
+    (file,) = _locate(source, path)[2].values()
+    return read_series(file, name=source.name, licence=source.licence, source=source.where, split={"etth": "ett_hour", "ettm": "ett_quarter"}.get(source.name[:4], "ratio"))
+
+
+def _installed_series(source: Source, path: str | os.PathLike | None) -> Any:
+    """Read a series that comes inside statsmodels."""
+    from paperlib.core import series
+
+    if path is not None:
+        raise ValueError(f"{source.name} comes inside statsmodels and takes no path; use read_series of core.series for a file of your own")
+    return getattr(series, source.name)()
+
+# %% ../../nbs/core/data.ipynb #read-mae-weights
+def _mae_visualize(source: Source, path: str | os.PathLike | None, size: str = "base") -> Path:
+    """Find the file of a size: base, large or huge."""
+    if size not in ("base", "large", "huge"):
+        raise ValueError(f"size={size!r}: expected base, large or huge")
+    (file,) = _locate(replace(source, names=((f"mae_visualize_vit_{size}",),)), path)[2].values()
+    return file
+
 # %% ../../nbs/core/data.ipynb #depth-maps
 class DepthPair(NamedTuple):
     """A depth map and the picture that lies on it: ``depth`` (H, W) float64 in the units of its file, NaN where unknown; ``rgb`` (H, W, 3) uint8 or None."""
@@ -652,6 +677,25 @@ SOURCES = {source.name: source for source in (
            names=(("C_cones", "C_teddy", "C_tsukuba", "C_venus"),), suffixes=(".npz",)),
 )}
 
+# %% ../../nbs/core/data.ipynb #series-sources
+SOURCES |= {source.name: source for source in (
+    *(Source(name, title, licence, where, ("timeseries", "ETT-small", "ETDataset/ETT-small", "long_term_forecast", name), _series, names=((file,),), suffixes=(".csv",))
+      for name, title, licence, where, file in (
+          ("etth1", "ETTh1, transformer 1 by the hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTh1"),
+          ("etth2", "ETTh2, transformer 2 by the hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTh2"),
+          ("ettm1", "ETTm1, transformer 1 by the quarter of an hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTm1"),
+          ("ettm2", "ETTm2, transformer 2 by the quarter of an hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTm2"),
+          ("electricity", "Electricity (ECL), by the hour, as Autoformer's authors keep it", "none stated", "https://github.com/thuml/Autoformer", "electricity"),
+          ("weather", "Weather, every ten minutes, as Autoformer's authors keep it", "none stated", "https://github.com/thuml/Autoformer", "weather"),
+          ("illness", "National illness, weekly, CDC", "none stated for the data", "https://github.com/junwoopark92/Self-Supervised-Contrastive-Forecsating", "national_illness"),
+          ("exchange_rate", "Exchange rates, daily (Lai et al. 2018)", "none stated; from laiguokun/multivariate-time-series-data",
+           "https://github.com/junwoopark92/Self-Supervised-Contrastive-Forecsating", "exchange_rate"))),
+    Source("mae_visualize", "MAE's ImageNet weights that predict pixels (He et al. 2022)", "CC BY-NC 4.0", "https://github.com/facebookresearch/mae (visualize/mae_visualize_vit_base.pth and its like)",
+           ("mae", "mae_visualize", "checkpoints"), _mae_visualize, names=(("mae_visualize_vit_base",),), suffixes=(".pth",)),
+    Source("elnino", "Monthly sea temperature, Niño 1+2, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("elnino",),), embedded=True),
+    Source("co2", "Weekly carbon dioxide at Mauna Loa, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("co2",),), embedded=True),
+)}
+
 # %% ../../nbs/core/data.ipynb #source-of
 def _source(name: str) -> Source:
     if name not in SOURCES:
@@ -667,12 +711,13 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"), ``cache`` (how many pictures to keep in memory,
+        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
         default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
-    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; :class:`DepthMaps` for
+    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; ``Series`` of core.series for etth1, etth2,
+    and the other sets of forecasting; a Path for mae_visualize; :class:`DepthMaps` for
     motorcycle and middlebury_depthsr
 
     Raises
