@@ -14,6 +14,8 @@ from sklearn.base import BaseEstimator, clone
 import paperlib
 from paperlib.core.data import dataset
 from paperlib.depth import eigen
+from paperlib.masked.mae import MAE
+from paperlib.sequence import visionts
 from paperlib.superres import depthsr, srcnn, srforest, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,6 +52,10 @@ CASES = {
     "swinir": Case(lambda: swinir.SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.0), lambda: (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)),
                    lambda model, batch: swinir.charbonnier(model(batch[0]), batch[1]),
                    {"steps": 3, "batch_size": 2, "patch": 16, "depths": (2,), "embed_dim": 4, "heads": 1, "window_size": 4}),
+    "visionts": Case(lambda: visionts.VisionTS(MAE(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+                                               96, 24, 24), lambda: (torch.randn(2, 96, 3), torch.randn(2, 24, 3)),
+                     lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+                     {"context": 240, "smoothing_windows": 0, "linear_context": 12, "stride": 40, "tune_steps": 1, "batch_size": 2}),
     "srforest": EstimatorCase(lambda: srforest.SuperResolutionForest(n_trees=2, max_depth=4), lambda: [p for _, p in dataset("photos", split="train")][2:3],
                               lambda: np.random.default_rng(0).random((20, 30)), {"pictures": 1, "n_trees": 1, "max_depth": 3}),
 }

@@ -578,6 +578,8 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "edge_contrast": "share of the true jump of log depth that a prediction makes across true edges",
     "rmse_log_oracle": "rmse_log after each prediction's mean log depth was replaced by the truth's",
     "time_ratio": "seconds of a peer over ours, in turn on one machine",
+    "mse": "mean squared error of a forecast, standardised units, over windows, channels and steps",
+    "mae": "mean absolute error of a forecast, standardised units, over windows, channels and steps",
     "train_mse": "mean squared error on the training set",
     "high_share": "share of a feature map's variance above a quarter cycle per pixel",
     "log_likelihood": "mean log-likelihood of a sample under a fitted law, nats",
