@@ -33,7 +33,8 @@ from .paper import checkout
 # %% auto #0
 __all__ = ['TEMPORARY', 'FORMATS', 'SOURCES', 'atomic_write', 'read_image', 'write_image', 'Pictures', 'Files', 'Source',
            'data_path', 'cache_path', 'data_roots', 'Entry', 'registry', 'sha256', 'registry_line', 'crop_fits',
-           'DepthPair', 'DepthMaps', 'dataset', 'DownloadError', 'fetch', 'verify', 'Availability', 'available']
+           'DepthPair', 'DepthMaps', 'Labelled', 'LabelledFiles', 'dataset', 'DownloadError', 'fetch', 'verify',
+           'Availability', 'available']
 
 # %% ../../nbs/core/data.ipynb #atomic-write
 @contextmanager
@@ -287,6 +288,7 @@ class Source:
     suffixes: tuple[str, ...] = (".png", ".bmp")
     size: tuple[int, int] | None = None  # of the uncropped pictures, in either orientation, where all are alike
     embedded: bool = False  # comes inside installed packages
+    folders: bool = False  # ``names`` are those of folders with the pictures in them
 
     @property
     def expected(self) -> int:
@@ -343,7 +345,7 @@ def _listed(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 # %% ../../nbs/core/data.ipynb #complete
 def _complete(source: Source, folder: Path) -> dict[str, Path] | None:
     """Return the files of a set in its order; None if the folder holds none of them; FileNotFoundError if it holds a part."""
-    found = _listed(folder, source.suffixes)
+    found = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()} if source.folders and folder.is_dir() else _listed(folder, source.suffixes)
     wanted = max(source.names, key=lambda names: len(found.keys() & set(names)), default=())
     if missing := [name for name in wanted if name not in found]:
         if len(missing) < len(wanted):
@@ -634,6 +636,89 @@ def _motorcycle(source: Source, path: str | os.PathLike | None) -> DepthMaps:
 
     return DepthMaps(source.name, {"motorcycle": read}, source.licence, source.where)
 
+# %% ../../nbs/core/data.ipynb #labelled
+class Labelled(NamedTuple):
+    """Pictures of one size with classes: ``images`` (N, C, H, W) uint8 tensor, ``labels`` (N,) int64 tensor, ``classes`` their names."""
+
+    images: Any
+    labels: Any
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Pictures of any size with classes, read when asked for: item ``i`` is ((H, W, 3) uint8, label)."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        return read_image(self.paths[i], "RGB"), self.labels[i]
+
+# %% ../../nbs/core/data.ipynb #read-digits
+def _no_path(source: Source, path: str | os.PathLike | None) -> None:
+    if path is not None:
+        raise ValueError(f"{source.name} come inside an installed package and take no path, got {str(path)!r}")
+
+
+def _one_of(split: str, splits: tuple[str, ...]) -> str:
+    if split not in splits:
+        raise ValueError(f"split must be {' or '.join(map(repr, splits))}, got {split!r}")
+    return split
+
+
+def _digits(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
+    """Read scikit-learn's handwritten digits: "train" (1,437) or "test" (360)."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    _no_path(source, path)
+    found = load_digits()
+    held = np.arange(len(found.target)) % 5 == 4
+    part = held if _one_of(split, ("train", "test")) == "test" else ~held
+    pixels = torch.from_numpy(np.round(found.images[part] * (255 / 16)).astype(np.uint8))
+    return Labelled(pixels[:, None], torch.from_numpy(found.target[part].astype(np.int64)), tuple(map(str, found.target_names)))
+
+# %% ../../nbs/core/data.ipynb #read-cifar
+def _cifar10(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
+    """Read CIFAR-10: "train" or "test"."""
+    import io
+
+    import torch
+
+    names = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}[_one_of(split, ("train", "test"))]
+    folder = _locate(source, path)[1]
+    if (folder / f"{split}.npz").is_file():
+        try:
+            with np.load(folder / f"{split}.npz") as z:
+                blob, at, labels, classes = z["jpeg"].tobytes(), z["offset"], z["label"].astype(np.int64), z["classes"]
+            pictures = np.stack([np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in zip(at, at[1:])]).transpose(0, 3, 1, 2)
+        except (zipfile.BadZipFile, *_DECODER_ERRORS) as error:
+            raise ValueError(f"{folder / split}.npz is no CIFAR-10 as JPEG bytes ({type(error).__name__}: {error}); {_mend(source)}") from error
+        return Labelled(torch.from_numpy(pictures.copy()), torch.from_numpy(labels), tuple(map(str, classes)))
+    rows = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
+    if len(rows) % 3073 or rows[::3073].max() > 9:
+        raise ValueError(f"{folder} is not the binary version of CIFAR-10: {len(rows)} bytes are no multiple of 3073, or a label is above 9; {_mend(source)}")
+    rows = torch.from_numpy(rows.reshape(-1, 3073))
+    return Labelled(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), _CIFAR10)
+
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# %% ../../nbs/core/data.ipynb #read-imagenet
+def _imagenet(source: Source, path: str | os.PathLike | None, split: str = "train") -> LabelledFiles:
+    """Read ImageNet from a folder with train/ and val/, in each a folder a class: "train" or "val"."""
+    folder = _locate(source, path)[1] / _one_of(split, ("train", "val"))
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    files = [(p, i) for i, name in enumerate(classes) for p in sorted((folder / name).iterdir()) if p.suffix.lower() in source.suffixes]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no folder with pictures ({', '.join(source.suffixes)}): expected one a class")
+    return LabelledFiles(tuple(p for p, _ in files), tuple(i for _, i in files), tuple(classes))
+
 # %% ../../nbs/core/data.ipynb #sources
 _RENUMBERED_14 = tuple(f"img_{i:03d}" for i in range(1, 15))
 _RENUMBERED_100 = tuple(f"img_{i:03d}" for i in range(1, 101))
@@ -675,6 +760,13 @@ SOURCES = {source.name: source for source in (
     Source("middlebury_depthsr", "Middlebury depth maps as kept with MSG-Net (Hui et al. 2016)", "non-commercial use only; cite Scharstein et al.",
            "https://github.com/twhui/MSG-Net", ("middlebury_depthsr",), _middlebury,
            names=(("C_cones", "C_teddy", "C_tsukuba", "C_venus"),), suffixes=(".npz",)),
+    Source("digits", "Handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998)", "CC BY 4.0", "https://archive.ics.uci.edu/dataset/80", (), _digits,
+           names=(("digits",),), embedded=True),
+    Source("cifar10", "CIFAR-10 (Krizhevsky 2009)", "none stated; cite Krizhevsky 2009", "https://www.cs.toronto.edu/~kriz/cifar.html",
+           ("cifar-10-batches-bin", "cifar10", "cifar10_jpeg"), _cifar10,
+           names=(("train", "test"), tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch",)), suffixes=(".npz", ".bin")),
+    Source("imagenet", "ImageNet, the 1,000 classes of 2012 (Russakovsky et al. 2015)", "non-commercial research; ask at its site", "https://www.image-net.org",
+           ("imagenet", "ImageNet", "ILSVRC2012"), _imagenet, names=(("train", "val"),), folders=True, suffixes=(".jpeg", ".jpg", ".png")),
 )}
 
 # %% ../../nbs/core/data.ipynb #series-sources
@@ -711,14 +803,14 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
+        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"; digits, cifar10: "train", "test"; imagenet: "train", "val"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
         default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
     :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; ``Series`` of core.series for etth1, etth2,
     and the other sets of forecasting; a Path for mae_visualize; :class:`DepthMaps` for
-    motorcycle and middlebury_depthsr
+    motorcycle and middlebury_depthsr; :class:`Labelled` for digits and cifar10; :class:`LabelledFiles` for imagenet
 
     Raises
     ------
