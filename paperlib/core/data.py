@@ -288,6 +288,7 @@ class Source:
     suffixes: tuple[str, ...] = (".png", ".bmp")
     size: tuple[int, int] | None = None  # of the uncropped pictures, in either orientation, where all are alike
     embedded: bool = False  # comes inside installed packages
+    weights: bool = False  # weights by a paper's authors, that a user may have and the library does not ship
     folders: bool = False  # ``names`` are those of folders with the pictures in them
 
     @property
@@ -748,7 +749,7 @@ SOURCES = {source.name: source for source in (
            names=(("baboon", "barbara", "boats", "lena", "peppers"),)),
     Source("srcnn_weights", "Weights of SRCNN by its authors (Dong et al. 2015)", "none stated; released for research",
            "https://github.com/Piyush3dB/SR-convnet", ("srcnn_weights",), _files,
-           names=(("9-1-5_t91_x2", "9-1-5_t91_x3", "9-5-5_imagenet_x3"),), suffixes=(".mat",)),
+           names=(("9-1-5_t91_x2", "9-1-5_t91_x3", "9-5-5_imagenet_x3"),), suffixes=(".mat",), weights=True),
     Source("redkitchen", "RedKitchen of 7-Scenes (Shotton et al. 2013), 100 RGB-D frames", "non-commercial research",
            "https://github.com/andyzeng/tsdf-fusion-python", ("rgbd_redkitchen",), _redkitchen,
            names=(tuple(f"frame-{i:06d}.color" for i in range(0, 800, 8)),), suffixes=(".jpg",)),
@@ -783,7 +784,7 @@ SOURCES |= {source.name: source for source in (
           ("exchange_rate", "Exchange rates, daily (Lai et al. 2018)", "none stated; from laiguokun/multivariate-time-series-data",
            "https://github.com/junwoopark92/Self-Supervised-Contrastive-Forecsating", "exchange_rate"))),
     Source("mae_visualize", "MAE's ImageNet weights that predict pixels (He et al. 2022)", "CC BY-NC 4.0", "https://github.com/facebookresearch/mae (visualize/mae_visualize_vit_base.pth and its like)",
-           ("mae", "mae_visualize", "checkpoints"), _mae_visualize, names=(("mae_visualize_vit_base",),), suffixes=(".pth",)),
+           ("mae", "mae_visualize", "checkpoints"), _mae_visualize, names=(("mae_visualize_vit_base",),), suffixes=(".pth",), weights=True),
     Source("elnino", "Monthly sea temperature, Niño 1+2, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("elnino",),), embedded=True),
     Source("co2", "Weekly carbon dioxide at Mauna Loa, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("co2",),), embedded=True),
 )}

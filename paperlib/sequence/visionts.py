@@ -440,7 +440,7 @@ class VisionTSForecaster(BaseEstimator):
         return found[:, 0] if self.flat_ else found
 
 # %% ../../nbs/sequence/visionts.ipynb #shipped
-SHIPPED = "canvas"  # the name of the painter's weights in data/weights
+SHIPPED = "canvas_224"  # the name of the painter's weights in data/weights
 
 
 def shipped_painter() -> MAE:
