@@ -36,10 +36,10 @@ from ..masked.mae import MAE, VARIANTS, patchify, unpatchify
 
 # %% auto #0
 __all__ = ['TUNED', 'SHIPPED', 'PROTOCOL', 'TABLE_1', 'PAPER', 'Geometry', 'geometry', 'Scale', 'normalise', 'RepeatLast',
-           'paint', 'side_of', 'VisionTS', 'paint_ahead', 'set_trainable', 'tune', 'usable_period', 'usable_context',
-           'choose_period', 'VisionTSForecaster', 'shipped_painter', 'painter_of', 'last_value', 'phase_mean',
-           'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'resolved', 'torch_forecast', 'baselines_of',
-           'rank_correlation', 'by_group', 'experiment']
+           'paint', 'side_of', 'VisionTS', 'columns_read', 'paint_ahead', 'set_trainable', 'tune', 'usable_period',
+           'usable_context', 'choose_period', 'VisionTSForecaster', 'shipped_painter', 'painter_of', 'last_value',
+           'phase_mean', 'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'resolved', 'torch_forecast',
+           'baselines_of', 'rank_correlation', 'by_group', 'experiment']
 
 # %% ../../nbs/sequence/visionts.ipynb #geometry
 class Geometry(NamedTuple):
@@ -203,12 +203,6 @@ class VisionTS(nn.Module):
         seen = self.resize(folded, (self.img_size, g.width))
         return F.pad(seen, (0, self.img_size - g.width)).expand(-1, 3, -1, -1), scale
 
-    def columns_read(self) -> tuple[int, int]:
-        """Return the first and the last patch column in which pixels are read for the forecast."""
-        g, reach = self.geometry, 2 if self.interpolation == "bicubic" else 1
-        centre = [(j + 0.5) * self.img_size / g.out_width - 0.5 for j in ((g.pad_left + self.context_len) // self.periodicity, g.needed - 1)]
-        return max(0, int(centre[0]) - reach) // self.vision_model.patch_size, min(self.img_size - 1, int(centre[1]) + 1 + reach) // self.vision_model.patch_size
-
     def read(self, pictures: Tensor, scale: Scale) -> Tensor:
         """Return the forecasts (B, H, C) float64 that painted canvases (B·C, 3 or 1, S, S) hold."""
         g = self.geometry
@@ -221,11 +215,8 @@ class VisionTS(nn.Module):
     def forward(self, x: Tensor, fp64: bool = False) -> Tensor:
         """Return forecasts (B, H, C) of series (B, L, C), in their units; float64 if asked for or given, else as ``x``."""
         canvas, scale = self.render(x)
-        if self.fast:
-            painted = paint_ahead(self.vision_model, canvas[:, :1], self.geometry.columns, *self.columns_read())
-        else:
-            painted = paint(self.vision_model, canvas, self.mask)
-        found = self.read(painted, scale)
+        ahead = self.fast and paint_ahead(self.vision_model, canvas[:, :1], self.geometry.columns, *columns_read(self))
+        found = self.read(ahead if self.fast else paint(self.vision_model, canvas, self.mask), scale)
         return found if fp64 else found.to(x.dtype)
 
     @torch.no_grad()
@@ -246,6 +237,13 @@ def _answer(block: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
     k, v = F.linear(h, wkv, bkv).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     x = x[:, rows] + attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     return x + block.mlp(block.norm2(x))
+
+
+def columns_read(model: VisionTS) -> tuple[int, int]:
+    """Return the first and the last patch column in which pixels are read for a model's forecast."""
+    g, S, reach = model.geometry, model.img_size, 2 if model.interpolation == "bicubic" else 1
+    first, last = ((j + 0.5) * S / g.out_width - 0.5 for j in ((g.pad_left + model.context_len) // model.periodicity, g.needed - 1))  # centres, in pixels
+    return max(0, int(first) - reach) // model.vision_model.patch_size, min(S - 1, int(last) + 1 + reach) // model.vision_model.patch_size
 
 
 def paint_ahead(painter: MAE, grey: Tensor, seen: int, first: int, last: int) -> Tensor:
