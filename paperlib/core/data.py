@@ -647,7 +647,7 @@ def _one_of(split: str, splits: tuple[str, ...]) -> str:
 
 
 def _digits(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
-    """Read scikit-learn's handwritten digits: "train" (1,437) or "test" (360)."""
+    """Read scikit-learn's handwritten digits: "train" (1,438) or "test" (359)."""
     import torch
     from sklearn.datasets import load_digits
 
