@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from calibrate import interleave, print_calibration
 
-from paperlib.masked.mae import MAE, VARIANTS
+from paperlib.masked.mae import MAE
+from paperlib.masked.vit import VARIANTS
 from paperlib.sequence.visionts import VisionTS, painter_of, phase_mean, smoothing_forecast
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"

@@ -673,7 +673,7 @@ def _one_of(split: str, splits: tuple[str, ...]) -> str:
 
 
 def _digits(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
-    """Read scikit-learn's handwritten digits: "train" (1,437) or "test" (360)."""
+    """Read scikit-learn's handwritten digits: "train" (1,438) or "test" (359)."""
     import torch
     from sklearn.datasets import load_digits
 
@@ -708,6 +708,7 @@ def _cifar10(source: Source, path: str | os.PathLike | None, split: str = "train
     return Labelled(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), _CIFAR10)
 
 
+_CIFAR10_FILES = (("train", "test"), tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch",))  # as JPEG bytes, as published
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # %% ../../nbs/core/data.ipynb #read-imagenet
@@ -761,12 +762,9 @@ SOURCES = {source.name: source for source in (
     Source("middlebury_depthsr", "Middlebury depth maps as kept with MSG-Net (Hui et al. 2016)", "non-commercial use only; cite Scharstein et al.",
            "https://github.com/twhui/MSG-Net", ("middlebury_depthsr",), _middlebury,
            names=(("C_cones", "C_teddy", "C_tsukuba", "C_venus"),), suffixes=(".npz",)),
-    Source("digits", "Handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998)", "CC BY 4.0", "https://archive.ics.uci.edu/dataset/80", (), _digits,
-           names=(("digits",),), embedded=True),
-    Source("cifar10", "CIFAR-10 (Krizhevsky 2009)", "none stated; cite Krizhevsky 2009", "https://www.cs.toronto.edu/~kriz/cifar.html",
-           ("cifar-10-batches-bin", "cifar10", "cifar10_jpeg"), _cifar10,
-           names=(("train", "test"), tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch",)), suffixes=(".npz", ".bin")),
-    Source("imagenet", "ImageNet, the 1,000 classes of 2012 (Russakovsky et al. 2015)", "non-commercial research; ask at its site", "https://www.image-net.org",
+    Source("digits", "Handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998)", "CC BY 4.0", "https://archive.ics.uci.edu/dataset/80", (), _digits, names=(("digits",),), embedded=True),
+    Source("cifar10", "CIFAR-10 (Krizhevsky 2009)", "none stated; cite Krizhevsky 2009", "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar-10-batches-bin", "cifar10", "cifar10_jpeg"), _cifar10, names=_CIFAR10_FILES, suffixes=(".npz", ".bin")),
+    Source("imagenet", "ImageNet, 1,000 classes (Russakovsky et al. 2015)", "non-commercial research; ask at its site", "https://www.image-net.org",
            ("imagenet", "ImageNet", "ILSVRC2012"), _imagenet, names=(("train", "val"),), folders=True, suffixes=(".jpeg", ".jpg", ".png")),
 )}
 

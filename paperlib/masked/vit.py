@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp
 
 # %% auto #0
-__all__ = ['RECIPES', 'Attention', 'Block', 'grid_of', 'sincos_positions', 'resize_positions', 'PatchEmbed', 'official_state',
-           'ViT', 'warmup_cosine', 'layer_scales', 'parameter_groups', 'LARS', 'LinearProbe', 'logistic_accuracy']
+__all__ = ['VARIANTS', 'RECIPES', 'Attention', 'Block', 'grid_of', 'sincos_positions', 'resize_positions', 'PatchEmbed',
+           'official_state', 'take_encoder', 'read_official', 'to_huggingface', 'from_huggingface', 'ViT',
+           'warmup_cosine', 'layer_scales', 'parameter_groups', 'LARS', 'LinearProbe', 'logistic_accuracy']
 
 # %% ../../nbs/masked/vit.ipynb #block
 class Attention(nn.Module):
@@ -122,7 +123,7 @@ class PatchEmbed(nn.Module):
             raise ValueError(f"expected pictures (B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}), got {tuple(x.shape)}")
         return self.proj(x).flatten(2).transpose(1, 2)
 
-# %% ../../nbs/masked/vit.ipynb #vit
+# %% ../../nbs/masked/vit.ipynb #files
 def official_state(source: Mapping | str | Path) -> dict[str, Tensor]:
     """Return the state dict of a file of the official repository (a path, its content with key ``model``, or the dict itself).
 
@@ -143,6 +144,121 @@ def official_state(source: Mapping | str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def take_encoder(model: ViT, state: Mapping[str, Tensor], grid: tuple[int, int]) -> ViT:
+    """Load an encoder's part of a state dict, or a whole classifier's, with positions resized from a grid; a ValueError names what is missing or of another shape."""
+    mine = model.state_dict()
+    found = {k: resize_positions(state[k], grid, model.patch_embed.grid) if k == "pos_embed" else state[k] for k in mine if k in state}
+    new = ("head.", "fc_norm.") if "head.weight" not in state else ()          # a pre-trained file has neither
+    if missing := [k for k in mine if k not in found and not k.startswith(new)]:
+        raise ValueError(f"not an encoder of this configuration: {missing[0]}" + (f" and {len(missing) - 1} more keys are missing" if len(missing) > 1 else " is missing"))
+    if wrong := [k for k in found if found[k].shape != mine[k].shape]:
+        raise ValueError(f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)}, this configuration has {tuple(mine[wrong[0]].shape)}")
+    model.load_state_dict(mine | found)
+    return model
+
+# %% ../../nbs/masked/vit.ipynb #variants
+VARIANTS = {  # of the paper; the decoder of all three is 512 wide, 8 deep, with 16 heads
+    "vit_base": {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_large": {"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "vit_huge": {"img_size": 224, "patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+
+def read_official(cls: type[nn.Module], source: Mapping | str | Path, **config) -> nn.Module:
+    """Return an `MAE` (``cls``) with the weights of an official file, in eval mode.
+
+    Parameters
+    ----------
+    source : a path, the content of such a file, or its state dict
+    config : arguments of `MAE`; those that the shapes tell need not be given. The numbers of heads are not in a file: those of `VARIANTS` where the
+        width is one of them, else they must be given. ``norm_pix_loss`` is not either: True for ``*_full.pth``, False for ``mae_visualize_*.pth``.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        A file with an encoder only, a fine-tuned classifier, unknown heads, or keys and shapes that do not belong to the configuration.
+    """
+    state = official_state(source)
+    if "patch_embed.proj.weight" not in state or "pos_embed" not in state:
+        raise ValueError(f"not a file of MAE: no patch_embed.proj.weight or pos_embed among its {len(state)} keys")
+    if "head.weight" in state:
+        raise ValueError("this file is a fine-tuned classifier: read it with ViT.from_official")
+    if not any(k.startswith("decoder_") for k in state):
+        raise ValueError("this file holds the encoder only (mae_pretrain_*.pth): there is no decoder to restore pictures with. Take *_full.pth or "
+                         "mae_visualize_*.pth, or read the encoder for fine-tuning with ViT.from_official")
+    (D, C, p, _), decoder = state["patch_embed.proj.weight"].shape, state["decoder_embed.weight"].shape[0]
+    count = lambda prefix: 1 + max((int(k.split(".")[1]) for k in state if k.startswith(prefix + ".")), default=-1)
+    side = math.isqrt(state["pos_embed"].shape[1] - 1) * p
+    told = {"img_size": side, "patch_size": p, "in_chans": C, "embed_dim": D, "depth": count("blocks"), "decoder_embed_dim": decoder, "decoder_depth": count("decoder_blocks"),
+            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / D if "blocks.0.mlp.fc1.weight" in state else 4.0, "mask_in_encoder": "encoder_mask_token" in state}
+    known = {v["embed_dim"]: v["num_heads"] for v in VARIANTS.values()}
+    if D in known and decoder == 512:
+        told |= {"num_heads": known[D], "decoder_num_heads": 16}
+    config = told | config
+    if missing := [k for k in ("num_heads", "decoder_num_heads") if k not in config]:
+        raise ValueError(f"{missing[0]} is not in the file, and width {D} is none of the paper's: give it")
+    model = cls(**config)
+    mine = model.state_dict()
+    if missing := sorted(mine.keys() - state.keys()):
+        raise ValueError(f"the file lacks {missing[0]}" + (f" and {len(missing) - 1} more keys" if len(missing) > 1 else ""))
+    if extra := sorted(state.keys() - mine.keys()):
+        raise ValueError(f"the file has {extra[0]}, which this configuration has not")
+    if wrong := [k for k in mine if mine[k].shape != state[k].shape]:
+        raise ValueError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, this configuration has {tuple(mine[wrong[0]].shape)}")
+    model.load_state_dict(state)
+    return model.eval()
+
+# %% ../../nbs/masked/vit.ipynb #huggingface
+_OUTSIDE = (("decoder_blocks.", "decoder.decoder_layers."), ("decoder_embed.", "decoder.decoder_embed."), ("decoder_norm.", "decoder.decoder_norm."),
+            ("decoder_pred.", "decoder.decoder_pred."), ("decoder_pos_embed", "decoder.decoder_pos_embed"), ("mask_token", "decoder.mask_token"),
+            ("patch_embed.proj.", "vit.embeddings.patch_embeddings.projection."), ("cls_token", "vit.embeddings.cls_token"),
+            ("pos_embed", "vit.embeddings.position_embeddings"), ("norm.", "vit.layernorm."))     # official, Hugging Face
+_INSIDE = {  # layout -> where the encoder's blocks are, then names inside a block (a longer one before one that ends like it), then queries, keys, values
+    "files": ("vit.encoder.layer.", ((".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."), (".attn.proj.", ".attention.output.dense."),
+                                     (".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense.")), tuple(f".attention.attention.{n}." for n in ("query", "key", "value"))),
+    "module": ("vit.layers.", ((".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."), (".attn.proj.", ".attention.o_proj.")),
+               tuple(f".attention.{n}_proj." for n in "qkv")),
+}
+
+
+def to_huggingface(state: Mapping[str, Tensor], layout: str = "files") -> dict[str, Tensor]:
+    """Return an official state dict under the names of Hugging Face's ViTMAEForPreTraining; queries, keys and values become three matrices.
+
+    ``layout`` is "files" (what ``from_pretrained`` reads, and older versions' modules have) or "module" (what ``load_state_dict`` of newer ones takes).
+    """
+    if layout not in _INSIDE:
+        raise ValueError(f"layout={layout!r}: expected one of {', '.join(_INSIDE)}")
+    (blocks, inside, qkv), found = _INSIDE[layout], {}
+    for key, value in state.items():
+        old, new = next(((a, b) for a, b in (*_OUTSIDE, ("blocks.", blocks)) if key.startswith(a)), (None, None))
+        if old is None:
+            raise ValueError(f"{key!r} is no key of an MAE")
+        name = new + key[len(old):]
+        for a, b in inside:
+            name = name.replace(a, b)
+        found |= dict(zip([name.replace(".attn.qkv.", part) for part in qkv], value.chunk(3))) if ".attn.qkv." in name else {name: value}
+    return found
+
+
+def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of a ViTMAEForPreTraining, in either layout, under the official names."""
+    blocks, inside, qkv = _INSIDE["module" if any(".q_proj." in key for key in state) else "files"]
+    found: dict[str, Tensor] = {}
+    for key in state:
+        if any(part in key for part in qkv[1:]):
+            continue                                                              # taken with the query
+        old, new = next(((a, b) for a, b in (*_OUTSIDE, ("blocks.", blocks)) if key.startswith(b)), (None, None))
+        if old is None:
+            raise ValueError(f"{key!r} is no key of a ViTMAEForPreTraining")
+        name = old + key[len(new):]
+        for a, b in inside:
+            name = name.replace(b, a)
+        found[name.replace(qkv[0], ".attn.qkv.")] = torch.cat([state[key.replace(qkv[0], part)] for part in qkv]) if qkv[0] in key else state[key]
+    return found
+
+# %% ../../nbs/masked/vit.ipynb #vit
 class ViT(nn.Module):
     """A vision transformer that classifies pictures (B, C, H, W): what an encoder of MAE becomes for fine-tuning.
 
@@ -193,7 +309,7 @@ class ViT(nn.Module):
         D = embed.proj.out_channels
         config = {"img_size": embed.img_size, "patch_size": embed.patch_size, "in_chans": embed.in_chans, "embed_dim": D, "depth": len(encoder.blocks),
                   "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / D, "num_classes": num_classes} | changes
-        return cls(**config)._take(encoder.state_dict(), embed.grid)
+        return take_encoder(cls(**config), {k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}, embed.grid)
 
     @classmethod
     def from_official(cls, source: Mapping | str | Path, **config) -> ViT:
@@ -207,21 +323,7 @@ class ViT(nn.Module):
         model, state = cls(**config), official_state(source)
         tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else -1
         side = model.patch_embed.grid if tokens == model.pos_embed.shape[1] - 1 else (math.isqrt(max(0, tokens)),) * 2
-        return model._take(state, side).eval()
-
-    def _take(self, state: Mapping[str, Tensor], grid: tuple[int, int]) -> ViT:
-        """Load an encoder's part of a state dict, or a whole classifier's, with positions resized."""
-        mine, found = self.state_dict(), {}
-        for key in mine:
-            if key in state:
-                found[key] = resize_positions(state[key], grid, self.patch_embed.grid) if key == "pos_embed" else state[key]
-        new = ("head.", "fc_norm.") if "head.weight" not in state else ()      # a pre-trained file has neither
-        if missing := [k for k in mine if k not in found and not k.startswith(new)]:
-            raise ValueError(f"not an encoder of this configuration: {missing[0]} and {len(missing) - 1} more keys are missing" if len(missing) > 1 else f"not an encoder of this configuration: {missing[0]} is missing")
-        if wrong := [k for k in found if found[k].shape != mine[k].shape]:
-            raise ValueError(f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)}, this configuration has {tuple(mine[wrong[0]].shape)}")
-        self.load_state_dict(mine | found)
-        return self
+        return take_encoder(model, state, side).eval()
 
 # %% ../../nbs/masked/vit.ipynb #schedule
 def warmup_cosine(epoch: float, lr: float, epochs: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:

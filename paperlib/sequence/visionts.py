@@ -32,7 +32,8 @@ from paperlib.core.series import (
     window_starts,
 )
 from ..core.training import fit, resolve_device
-from ..masked.mae import MAE, VARIANTS, patchify, unpatchify
+from ..masked.mae import MAE, initialise, patchify, unpatchify
+from ..masked.vit import VARIANTS
 
 # %% auto #0
 __all__ = ['TUNED', 'SHIPPED', 'PROTOCOL', 'TABLE_1', 'PAPER', 'Geometry', 'geometry', 'Scale', 'normalise', 'RepeatLast',
@@ -468,7 +469,7 @@ def painter_of(weights: str, seed: int = 0) -> nn.Module:
         painter = shipped_painter()
         if weights == "random":
             torch.manual_seed(seed)
-            painter.reset_parameters()
+            initialise(painter)
         return painter.eval()
     if weights not in VARIANTS:
         raise ValueError(f"weights={weights!r}: expected shipped, random, repeat, {', '.join(VARIANTS)}")
