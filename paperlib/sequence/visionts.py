@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core.data import dataset
 from ..core.paper import Claim, Paper, Preset, load
@@ -40,7 +40,7 @@ __all__ = ['TUNED', 'SHIPPED', 'PROTOCOL', 'TABLE_1', 'PAPER', 'Geometry', 'geom
            'paint', 'side_of', 'VisionTS', 'columns_read', 'paint_ahead', 'set_trainable', 'tune', 'usable_period',
            'usable_context', 'choose_period', 'VisionTSForecaster', 'shipped_painter', 'painter_of', 'last_value',
            'phase_mean', 'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'resolved', 'torch_forecast',
-           'baselines_of', 'rank_correlation', 'by_group', 'experiment']
+           'baselines_of', 'rank_correlation', 'smoothing_scores', 'by_group', 'experiment']
 
 # %% ../../nbs/sequence/visionts.ipynb #geometry
 class Geometry(NamedTuple):
@@ -518,7 +518,7 @@ def smoothing_forecast(x: np.ndarray, pred_len: int, period: int, periods: int =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                                               # of optimisers that stop early: the forecast is scored as it is
         for b, c in np.ndindex(len(x), x.shape[2]):
-            out[b, :, c] = ExponentialSmoothing(rows[b, :, c], trend="add", damped_trend=True, initialization_method="estimated", **seasonal).fit().forecast(pred_len)
+            out[b, :, c] = ExponentialSmoothing(rows[b, :, c], trend="add", damped_trend=True, initialization_method="heuristic", **seasonal).fit().forecast(pred_len)
     return out
 
 # %% ../../nbs/sequence/visionts.ipynb #protocol
@@ -542,7 +542,7 @@ class VisionTSPreset(Preset):
     align_const: float = 0.4
     interpolation: str = "bilinear"
     stride: int = 1  # every how many-th window of the test part is scored
-    smoothing_windows: int = 24  # evenly spaced windows on which exponential smoothing is fitted, 0 for none
+    smoothing_windows: int = 12  # evenly spaced windows on which exponential smoothing is fitted, 0 for none
     linear_context: int = 336
     tune_steps: int = 0  # steps of tuning on the training part before each horizon, 0 for zero-shot
     tune: str = "ln"  # ln, bias, mlp, attn, full
@@ -623,6 +623,16 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*(np.argsort(np.argsort(v)) for v in (a, b)))[0, 1])
 
 
+def smoothing_scores(parts: Parts, preset: VisionTSPreset, context: int, period: int, horizons: tuple[int, ...]) -> dict:
+    """Return MSE and MAE by horizon of exponential smoothing, fitted once to each of a few evenly spaced windows; empty if none are asked for."""
+    if not preset.smoothing_windows:
+        return {}
+    starts = window_starts(parts, context, max(horizons))
+    given, wanted = cut_windows(parts, starts[:: max(1, len(starts) // preset.smoothing_windows)], context, max(horizons))
+    miss = smoothing_forecast(given, max(horizons), period) - wanted
+    return {"mse_smoothing": {str(h): float(np.square(miss[:, :h]).mean()) for h in horizons}, "mae_smoothing": {str(h): float(np.abs(miss[:, :h]).mean()) for h in horizons}}
+
+
 def by_group(errors: list[Errors], series: Series) -> dict:
     """Return MSE by channel and, where there are times, by month of the first step forecast; means over horizons."""
     found = {"mse_channel": {name: float(np.mean([e.squared[:, c].mean() for e in errors])) for c, name in enumerate(series.columns)}}
@@ -642,21 +652,18 @@ def experiment(preset: VisionTSPreset, seed: int, device: torch.device) -> dict:
     last = np.zeros(len(series.columns))
     result: dict = {"kept_share": {str(h): g.kept for h, g in shapes.items()}}
     for h in horizons:
-        bar = lambda batches, h=h: tqdm(batches, desc=f"visionts {preset.data} {h}", mininterval=5)
+        bar = lambda batches, h=h: tqdm(batches, desc=f"visionts {preset.data} {h}", mininterval=5, leave=False)
         model = VisionTS(painter_of(preset.weights, seed), context, h, period, preset.norm_const, preset.align_const, preset.interpolation).to(device).eval()
         if preset.tune_steps:
             tuning.append(tune(model, parts, preset.tune_steps, preset.batch_size, preset.lr, preset.tune, seed, device))
         scores = {name: score_windows(f, parts, context, h, stride=preset.stride) for name, f in baselines_of(parts, preset, context, period, h).items()}
         scores[""] = score_windows(torch_forecast(model, device), parts, context, h, stride=preset.stride, batch=8, progress=bar)
-        if preset.smoothing_windows:
-            count = len(window_starts(parts, context, h))
-            scores["smoothing"] = score_windows(lambda x, n: smoothing_forecast(x, n, period), parts, context, h, stride=max(1, count // preset.smoothing_windows))
         kept.append(scores[""])
         last += scores["last"].squared.mean(0) / len(horizons)
         for name, e in scores.items():
             for kind in ("mse", "mae"):
                 result.setdefault(f"{kind}_{name}".rstrip("_"), {})[str(h)] = getattr(e, kind)
-    result |= by_group(kept, series)
+    result |= smoothing_scores(parts, preset, context, period, horizons) | by_group(kept, series)
     strength = seasonal_strength(series.values[:parts.train], period) if period > 1 else np.zeros(len(series.columns))
     gain = 1 - np.array(list(result["mse_channel"].values())) / last
     result |= {"strength": dict(zip(series.columns, strength.tolist())), "gain_over_last": dict(zip(series.columns, gain.tolist())), "strength_gain": rank_correlation(strength, gain)}
