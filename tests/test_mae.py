@@ -1,5 +1,6 @@
 """Masked autoencoders against the official implementation's numbers, files of every kind, masks, readers, and input that should be refused."""
 
+import argparse
 import importlib.util
 import json
 from dataclasses import replace
@@ -139,7 +140,7 @@ def test_hugging_face_gives_the_same(tiny, tmp_path):
 
 
 def test_files_survive_the_disk(tiny, tmp_path):
-    torch.save({"model": tiny.to_official(), "epoch": 3}, tmp_path / "full.pth")
+    torch.save({"model": tiny.to_official(), "epoch": 3, "args": argparse.Namespace(blr=1e-3)}, tmp_path / "full.pth")
     again = MAE.from_official(tmp_path / "full.pth", num_heads=2, decoder_num_heads=2)
     x, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
     assert torch.equal(again(x, 0.5, noise).pred, tiny(x, 0.5, noise).pred) and not again.training
@@ -178,6 +179,9 @@ def test_wrong_files_are_named(tiny, change, message):
 def test_missing_files_and_heads_are_named(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights"):
         MAE.from_official(tmp_path / "none.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"page.pth: not a file of weights"):
+        MAE.from_official(tmp_path / "page.pth")
     with pytest.raises(ValueError, match="num_heads is not in the file"):
         MAE.from_official(tiny.to_official())
     with pytest.raises(ValueError, match=r"has shape .* this configuration has"):

@@ -5,7 +5,9 @@
 # %% ../../nbs/masked/vit.ipynb #imports
 from __future__ import annotations
 
+import argparse
 import math
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -132,12 +134,16 @@ def official_state(source: Mapping | str | Path) -> dict[str, Tensor]:
     FileNotFoundError
         No such file.
     ValueError
-        Not a dict of tensors.
+        A file that is none of torch's, or holds more than tensors and plain settings; not a dict of tensors.
     """
     if isinstance(source, (str, Path)):
         if not Path(source).is_file():
             raise FileNotFoundError(f"no weights at {source}")
-        source = torch.load(source, map_location="cpu", weights_only=True)
+        torch.serialization.add_safe_globals([argparse.Namespace])              # the arguments of a training run, kept beside its weights
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{source}: not a file of weights that can be read without running code from it ({str(error).splitlines()[0]})") from error
     state = source.get("model", source) if isinstance(source, Mapping) else source
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError("expected a state dict of tensors, a dict that holds one as 'model', or the path of such a file")
