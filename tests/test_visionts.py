@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from paperlib.core.data import dataset
-from paperlib.core.series import Series, interval_of, score_windows, seasons_of, standardised, window_starts
+from paperlib.core.series import Series, interval_of, read_series, score_windows, seasons_of, standardised, window_starts
 from paperlib.masked.mae import MAE
 from paperlib.sequence import visionts
 from paperlib.sequence.visionts import PAPER, RepeatLast, VisionTS, VisionTSForecaster, geometry, phase_mean, set_trainable, torch_forecast
@@ -70,7 +70,8 @@ def test_official_choice_of_tuned_parameters(shared):
 
 
 @pytest.mark.parametrize(("horizon", "count", "expected"), [  # facts on ETTh1: windows, then MSE of seasonal naive, 7 days, 30 days, repeated column
-    (96, 2785, (0.512, 0.400, 0.394, 0.444)), (720, 2161, (0.655, 0.451, 0.447, 0.547))])
+    (96, 2785, (0.512, 0.400, 0.394, 0.444)), (192, 2689, (0.581, 0.446, 0.408, 0.508)), (336, 2545, (0.650, 0.469, 0.418, 0.572)),
+    (720, 2161, (0.655, 0.451, 0.447, 0.547))])
 def test_forecasts_without_weights_on_etth1(shared, monkeypatch, horizon, count, expected):
     monkeypatch.setenv("PAPERLIB_DATA", str(shared / "data"))
     parts = standardised(dataset("etth1"))
@@ -78,7 +79,7 @@ def test_forecasts_without_weights_on_etth1(shared, monkeypatch, horizon, count,
     repeat = torch_forecast(VisionTS(RepeatLast(), 2880, horizon, 24), torch.device("cpu"))
     methods = *(lambda x, n, days=days: phase_mean(x, n, 24, days) for days in (1, 7, 30)), repeat
     for method, mse in zip(methods, expected):
-        assert score_windows(method, parts, 2880, horizon).mse == pytest.approx(mse, abs=6e-4)                # the table has three digits
+        assert score_windows(method, parts, 2880, horizon).mse == pytest.approx(mse, abs=5.1e-4)              # the table has three digits
 
 
 def test_what_does_not_fit_is_refused():
@@ -113,6 +114,9 @@ HOURS = np.datetime64("2020-01-01T00:00:00") + np.arange(240) * np.timedelta64(1
     (np.arange(240.0), {"period": "auto"}, {"times": HOURS[1:]}, "239 times for 240 rows"),
     (np.arange(240.0), {"period": "auto"}, {"interval": "moon"}, "unknown interval 'moon'"),
     (np.arange(240.0), {"context_len": 500}, {}, "context_len=500"),
+    (np.arange(240.0), {"period": "auto"}, {"interval": "min"}, "seasons 1440, 10080"),
+    (np.arange(240.0), {"batch_size": 0}, {}, "batch_size=0"), (np.arange(240.0), {"context_len": 96.0}, {}, "context_len=96.0"),
+    (np.arange(239.0), {"period": "auto"}, {"times": np.delete(HOURS, 100), "interval": "h"}, "row 100"),
     (np.array(["a", "b"]), {}, {}, "expected numbers"),
     (np.zeros((2, 3, 4)), {}, {}, "shape"),
 ])
@@ -135,16 +139,67 @@ def test_a_forecaster_is_an_estimator():
     twin = clone(forecaster)
     assert forecaster.fit(values, times=HOURS).period_ == 24 and set(forecaster.scores_) == {24, 1}
     found = forecaster.predict(48)
-    assert found.shape == (48, 2) and np.allclose(found, values[:48], atol=1.0)
+    assert found.shape == (48, 2) and np.allclose(found[:, 0], values[:48, 0], atol=0.02)         # the resampling's smoothing of a sine
     assert np.array_equal(twin.fit(values, interval="h").predict(48), found)
     series = Series("x", values, ("a", "b"), HOURS)
     assert np.array_equal(VisionTSForecaster(RepeatLast(), device="cpu").fit(series).predict(48), found)
     assert VisionTSForecaster(RepeatLast(), period=24, device="cpu").fit(values[:, 0]).predict(5).shape == (5,)
-    for n in (0, 2.5):
+    for n in (0, 2.5, None, float("nan")):
         with pytest.raises(ValueError, match="n="):
             forecaster.predict(n)
     with pytest.raises(ValueError, match="channel 'b' is constant"):
         forecaster.fit(Series("x", np.stack([values[:, 0], np.ones(240)], 1), ("a", "b"), HOURS))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_painting_no_more_than_is_read_changes_nothing(interpolation):
+    torch.manual_seed(0)
+    painter = MAE(**TINY).double().eval()
+    for period in (1, 5, 24, 32, 35):
+        for periods in (4, 7, 11, 21):
+            for align in (0.1, 0.4, 0.9):
+                context, horizon = periods * period + period // 2, max(1, period // 2)
+                x = torch.randn(1, context, 1, dtype=torch.float64)
+                with torch.no_grad():
+                    fast, slow = (VisionTS(painter, context, horizon, period, align_const=align, interpolation=interpolation, fast=f)(x) for f in (True, False))
+                assert torch.allclose(fast, slow, rtol=0, atol=1e-10), (period, periods, align)
+
+
+def test_columns_are_counted_in_the_released_codes_order():
+    """A product of three floats that is 4 or just under it, by the order of its factors; the released code has 3."""
+    assert geometry(480, 24, 24, align_const=0.3).columns == 3
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1.0, 1e6, 1e200])
+def test_a_forecaster_does_not_mind_the_unit(unit):
+    wave = np.sin(np.arange(480) * np.pi / 12)
+    found = VisionTSForecaster(RepeatLast(), period=24, device="cpu").fit(unit * wave).predict(24)
+    assert np.abs(found / unit - wave[:24]).max() < 0.02
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("date;a\n2020-01-01;1\n", "not separated by commas"), ("date,a\n01.02.2020,1\n02.02.2020,2\n", "day first or month first"),
+    ("date,a\n2020-01-01,1\nsoon,2\n", "'soon' is not a time"), ("date,a\n2020-01-01,1\n2020-01-02,n/a?\n", "'n/a\\?' is not a number")])
+def test_files_that_cannot_be_read_one_way_are_refused(tmp_path, text, message):
+    (tmp_path / "own.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_series(tmp_path / "own.csv")
+
+
+def test_times_with_an_offset_are_read_across_a_change_to_summer_time(tmp_path):
+    (tmp_path / "own.csv").write_text("time,a\n2020-03-29T00:00:00+01:00,1\n2020-03-29T01:00:00+01:00,2\n2020-03-29T03:00:00+02:00,3\n")
+    assert read_series(tmp_path / "own.csv").interval == "h"
+
+
+def test_a_series_with_a_hole_or_a_standing_channel_is_not_standardised():
+    values = np.random.default_rng(0).normal(size=(400, 2))
+    for change, message in (((399, 1, np.nan), "channel 'b' has no finite value at row 399"), ((slice(None), 0, 0.1), "channel 'a' does not move")):
+        broken = values.copy()
+        broken[change[0], change[1]] = change[2]
+        with pytest.raises(ValueError, match=message):
+            standardised(Series("x", broken, ("a", "b")))
+    with pytest.raises(ValueError, match="split='half'"):
+        standardised(Series("x", values, ("a", "b"), split="half"))
 
 
 def test_other_canvases_and_periods_beyond_them():
@@ -161,14 +216,16 @@ def test_intervals_are_told_apart():
     assert interval_of(day + np.arange(3) * np.timedelta64(90, "m")) == "90min"
     assert interval_of(np.array(["2020-01-31", "2020-02-29", "2020-03-31"], "datetime64[s]")) == "M"
     assert interval_of(np.array(["2020-03-31", "2020-06-30", "2020-09-30"], "datetime64[s]")) == "3M"
-    for times, message in [(HOURS[:1], "needs two"), (HOURS[::-1], "irregular"), (np.array(["2020-01-01", "NaT"], "datetime64[s]"), "row 1 has no time")]:
+    months = np.delete(np.datetime64("2020-01") + np.arange(12), 6).astype("datetime64[D]")
+    for times, message in [(HOURS[:1], "needs two"), (HOURS[::-1], "must rise"), (HOURS[[0, 1, 1, 2]], "row 2"), (np.arange(5), "expected times"), (months, "row 6 is 2020-08-01"), (np.array(["2020-01-01", "NaT"], "datetime64[s]"), "row 1 has no time")]:
         with pytest.raises(ValueError, match=message):
             interval_of(times)
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"data": "t91"}, "data='t91'"), ({"weights": "vit_tiny"}, "weights='vit_tiny'"), ({"tune": "head"}, "tune='head'"), ({"horizons": (24, 0)}, "horizons"),
-    ({"stride": 0}, "stride=0"), ({"context": -1}, "context=-1"), ({"align_const": 1.5}, "align_const=1.5")])
+    ({"stride": 0}, "stride=0"), ({"context": -1}, "context=-1"), ({"align_const": 1.5}, "align_const=1.5"),
+    ({"interpolation": "area"}, "interpolation='area'"), ({"tune_steps": 3, "weights": "repeat"}, "nothing is tuned")])
 def test_presets_are_refused_before_any_work(overrides, message, monkeypatch):
     monkeypatch.setattr(visionts, "standardised", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=message):

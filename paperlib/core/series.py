@@ -26,20 +26,26 @@ def interval_of(times: np.ndarray) -> str:
 
     Parameters
     ----------
-    times : (L,) datetime64 in rising order, L >= 2
+    times : (L,) datetime64 in rising order, L >= 2; read to the second
 
     Raises
     ------
     ValueError
-        Fewer than two times, or the first row at which they are not regular.
+        No times, fewer than two, or the first row at which they do not rise or are not regular.
     """
-    times = np.asarray(times).astype("datetime64[s]")
+    times = np.asarray(times)
+    if times.dtype.kind != "M":
+        raise ValueError(f"expected times (datetime64), got {times.dtype}; np.datetime64(number, 's') makes one of seconds since 1970")
+    times = times.astype("datetime64[s]")
     if len(times) < 2:
         raise ValueError(f"{len(times)} time(s): an interval needs two")
     if np.isnat(times).any():
         raise ValueError(f"row {int(np.isnat(times).argmax())} has no time")
     steps = np.diff(times).astype(np.int64)
-    if steps[0] > 0 and (steps == steps[0]).all():
+    if (steps <= 0).any():
+        row = int((steps <= 0).argmax()) + 1
+        raise ValueError(f"times must rise, by a second at least: row {row} is {times[row]}, after {times[row - 1]}")
+    if (steps == steps[0]).all():
         unit = next(u for u, s in _SECONDS.items() if steps[0] % s == 0)
         count = int(steps[0]) // _SECONDS[unit]
         return unit if count == 1 else f"{count}{unit}"
@@ -49,8 +55,10 @@ def interval_of(times: np.ndarray) -> str:
     of_month = (day - times.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)
     if months[0] > 0 and (months == months[0]).all() and (ends.all() or (of_month == of_month[0]).all()):
         return "M" if months[0] == 1 else f"{months[0]}M"
-    usual = np.unique(steps, return_counts=True)
-    row = int((steps != usual[0][usual[1].argmax()]).argmax()) + 1
+    kinds = [np.unique(x, return_counts=True) for x in (steps, months)]
+    shares = [counts.max() for _, counts in kinds]
+    monthly = months[0] > 0 and shares[1] > shares[0]                                          # more alike by the calendar than by the clock
+    row = int(((months if monthly else steps) != kinds[int(monthly)][0][kinds[int(monthly)][1].argmax()]).argmax()) + 1
     raise ValueError(f"times are irregular: row {row} is {times[row]}, after {times[row - 1]}; resample the series to one interval first")
 
 # %% ../../nbs/core/series.ipynb #seasons
@@ -120,7 +128,11 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple
     FileNotFoundError
         No such file.
     ValueError
-        No row, no such column, a value that is no number, a time that cannot be read, or irregular times.
+        No row, no such column, a value that is no number, a time that cannot be read or that could be read in two ways, or irregular times.
+
+    Notes
+    -----
+    Times with an offset are read as UTC, so that a change to summer time leaves no gap.
     """
     import pandas as pd
 
@@ -128,9 +140,11 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, index_col=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as comma-separated values: {' '.join(str(error).split())}") from error
+    if len(table.columns) == 1 and re.search(r"[;\t]", str(table.columns[0])):
+        raise ValueError(f"{path}: the header {str(table.columns[0])!r} is not separated by commas")
     time = time or next((c for c in table.columns if str(c).lower() in ("date", "time", "timestamp", "datetime", "ds")), None)
     names = tuple(columns or (c for c in table.columns if c != time))
     if missing := [c for c in (*names, *filter(None, [time])) if c not in table.columns]:
@@ -143,7 +157,10 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple
         raise ValueError(f"{path}: row {row + 2}, column {names[column]!r}: {table[names[column]].iloc[row]!r} is not a number")
     times = None
     if time is not None:
-        times = pd.to_datetime(table[time], errors="coerce").to_numpy().astype("datetime64[s]")
+        text = table[time].astype(str)
+        if text.str.fullmatch(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}.*").all():
+            raise ValueError(f"{path}: {text.iloc[0]!r} may be read day first or month first; write times as 2020-12-31 23:00")
+        times = pd.to_datetime(text, errors="coerce", utc=bool(text.str.contains(r"\d[+-]\d\d:?\d\d$|Z$").any())).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         if np.isnat(times).any():
             row = int(np.isnat(times).argmax())
             raise ValueError(f"{path}: row {row + 2}: {table[time].iloc[row]!r} is not a time")
@@ -190,6 +207,8 @@ def seasonal_strength(values: np.ndarray, period: int) -> np.ndarray:
         A period under 2, or fewer than three of them.
     """
     values = np.asarray(values, np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"expected values (L, C), got {values.shape}")
     if period < 2 or len(values) < 3 * period:
         raise ValueError(f"the strength of a season needs a period of at least 2 and three of them, got period={period} and {len(values)} rows")
     weights = np.ones(period) if period % 2 else np.r_[0.5, np.ones(period - 1), 0.5]   # centred also for an even period
@@ -223,13 +242,18 @@ class Parts:
 
 def standardised(series: Series) -> Parts:
     """Part a series as its literature does and standardise it with the training part; ValueError if it is too short or a channel never moves there."""
+    if series.split not in SPLITS:
+        raise ValueError(f"{series.name}: split={series.split!r}: expected one of {', '.join(SPLITS)}")
     sizes = SPLITS[series.split](len(series))
     if sum(sizes) > len(series) or min(sizes) < 1:
         raise ValueError(f"{series.name} has {len(series)} rows; its split {series.split!r} needs {max(sum(sizes), 3)}")
     train, valid, test = np.cumsum(sizes)
+    if (bad := ~np.isfinite(series.values[:test])).any():
+        row, channel = np.argwhere(bad)[0]
+        raise ValueError(f"{series.name}: channel {series.columns[channel]!r} has no finite value at row {row}; fill it first, as you see fit")
+    if (still := np.ptp(series.values[:train], 0) == 0).any():
+        raise ValueError(f"{series.name}: channel {series.columns[int(still.argmax())]!r} does not move in the training part")
     mean, std = series.values[:train].mean(0), series.values[:train].std(0)
-    if (bad := ~(std > 0)).any():
-        raise ValueError(f"{series.name}: channel {series.columns[int(bad.argmax())]!r} does not move in the training part (or holds NaN)")
     return Parts((series.values - mean) / std, int(train), int(valid), int(test), mean, std)
 
 
