@@ -264,12 +264,17 @@ def data_verify(name: Annotated[str, typer.Argument(help="data set", show_defaul
 
 @weights_app.command("list")
 def weights_list(as_json: AsJson = False) -> None:
-    """List the weights that come with the library."""
+    """List the weights that come with the library, and where those of the papers' authors may be had that some presets read."""
     cards = registry.weights_list()
     if as_json:
         return say_json(cards)
     keys = ("paper", "name", "model", "parameters", "data", "command", "licence", "commit")
     show_table(registry.Table(keys, tuple(tuple(str(c.get(k, "")) for k in keys) for c in cards)))
+    from paperlib.core.data import SOURCES
+
+    rows = tuple((s.name, s.title, s.licence, s.where, f"{s.layouts[0]}/") for s in SOURCES.values() if s.weights)
+    out.print("\nBy the papers' authors, not shipped; a folder of $PAPERLIB_DATA holds them:", markup=False, highlight=False)
+    show_table(registry.Table(("name", "what", "licence", "at", "folder"), rows))
 
 
 @weights_app.command("add")

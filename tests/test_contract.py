@@ -14,6 +14,8 @@ from sklearn.base import BaseEstimator, clone
 import paperlib
 from paperlib.core.data import dataset
 from paperlib.depth import eigen
+from paperlib.masked import mae
+from paperlib.sequence import visionts
 from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -49,11 +51,17 @@ CASES = {
     "eigen": Case(lambda: eigen.MultiScaleDepthNet("rooms", 0.05, "batch", dropout=0.0), lambda: (torch.rand(4, 3, 96, 128), 1 + 4 * torch.rand(4, 1, 22, 30)),
                   lambda model, batch: eigen.scale_invariant_loss(model(batch[0]), batch[1]),
                   {"frames": 16, "test_frames": 8, "steps_coarse": 2, "steps_fine": 1, "batch_size": 4, "width": 0.05}),
+    "mae": Case(lambda: mae.MAE(8, 2, 1, 16, 1, 2, 8, 1, 2), lambda: (torch.rand(4, 1, 8, 8), torch.rand(4, 16)), lambda model, batch: model(batch[0], noise=batch[1]).loss,
+                {"steps": 3, "batch_size": 4, "embed_dim": 16, "decoder_embed_dim": 8, "probe_train": 200, "probe_test": 100}, output=lambda y: y.latent[:, 0]),
     "srcnn": Case(lambda: srcnn.SRCNN((9, 3, 5), (8, 4)), lambda: (torch.rand(4, 1, 33, 33), torch.rand(4, 1, 19, 19)), srcnn.half_squared_error,
                   {"steps": 3, "batch_size": 2, "widths": (4, 2)}),
     "swinir": Case(lambda: swinir.SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.0), lambda: (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)),
                    lambda model, batch: swinir.charbonnier(model(batch[0]), batch[1]),
                    {"steps": 3, "batch_size": 2, "patch": 16, "depths": (2,), "embed_dim": 4, "heads": 1, "window_size": 4}),
+    "visionts": Case(lambda: visionts.VisionTS(mae.MAE(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+                                               96, 24, 24), lambda: (torch.randn(2, 96, 3), torch.randn(2, 24, 3)),
+                     lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+                     {"context": 240, "smoothing_windows": 0, "linear_context": 12, "stride": 40, "tune_steps": 1, "batch_size": 2}),
     "srforest": EstimatorCase(lambda: srforest.SuperResolutionForest(n_trees=2, max_depth=4), lambda: [p for _, p in dataset("photos", split="train")][2:3],
                               lambda: np.random.default_rng(0).random((20, 30)), {"pictures": 1, "n_trees": 1, "max_depth": 3}),
 }

@@ -33,7 +33,8 @@ from .paper import checkout
 # %% auto #0
 __all__ = ['TEMPORARY', 'FORMATS', 'SOURCES', 'atomic_write', 'read_image', 'write_image', 'Pictures', 'Files', 'Source',
            'data_path', 'cache_path', 'data_roots', 'Entry', 'registry', 'sha256', 'registry_line', 'crop_fits',
-           'DepthPair', 'DepthMaps', 'dataset', 'DownloadError', 'fetch', 'verify', 'Availability', 'available']
+           'DepthPair', 'DepthMaps', 'Labelled', 'LabelledFiles', 'dataset', 'DownloadError', 'fetch', 'verify',
+           'Availability', 'available']
 
 # %% ../../nbs/core/data.ipynb #atomic-write
 @contextmanager
@@ -287,6 +288,8 @@ class Source:
     suffixes: tuple[str, ...] = (".png", ".bmp")
     size: tuple[int, int] | None = None  # of the uncropped pictures, in either orientation, where all are alike
     embedded: bool = False  # comes inside installed packages
+    weights: bool = False  # weights by a paper's authors, that a user may have and the library does not ship
+    folders: bool = False  # ``names`` are those of folders with the pictures in them
 
     @property
     def expected(self) -> int:
@@ -343,7 +346,7 @@ def _listed(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 # %% ../../nbs/core/data.ipynb #complete
 def _complete(source: Source, folder: Path) -> dict[str, Path] | None:
     """Return the files of a set in its order; None if the folder holds none of them; FileNotFoundError if it holds a part."""
-    found = _listed(folder, source.suffixes)
+    found = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()} if source.folders and folder.is_dir() else _listed(folder, source.suffixes)
     wanted = max(source.names, key=lambda names: len(found.keys() & set(names)), default=())
     if missing := [name for name in wanted if name not in found]:
         if len(missing) < len(wanted):
@@ -534,6 +537,31 @@ def _nyuv2(source: Source, path: str | os.PathLike | None, split: str = "all", r
 
     return nyuv2(_locate(source, path)[1], split, raw)
 
+# %% ../../nbs/core/data.ipynb #read-series
+def _series(source: Source, path: str | os.PathLike | None) -> Any:
+    """Read a series from its CSV file: see `read_series` of core.series."""
+    from paperlib.core.series import read_series
+
+    (file,) = _locate(source, path)[2].values()
+    return read_series(file, name=source.name, licence=source.licence, source=source.where, split={"etth": "ett_hour", "ettm": "ett_quarter"}.get(source.name[:4], "ratio"))
+
+
+def _installed_series(source: Source, path: str | os.PathLike | None) -> Any:
+    """Read a series that comes inside statsmodels."""
+    from paperlib.core import series
+
+    if path is not None:
+        raise ValueError(f"{source.name} comes inside statsmodels and takes no path; use read_series of core.series for a file of your own")
+    return getattr(series, source.name)()
+
+# %% ../../nbs/core/data.ipynb #read-mae-weights
+def _mae_visualize(source: Source, path: str | os.PathLike | None, size: str = "base") -> Path:
+    """Find the file of a size: base, large or huge."""
+    if size not in ("base", "large", "huge"):
+        raise ValueError(f"size={size!r}: expected base, large or huge")
+    (file,) = _locate(replace(source, names=((f"mae_visualize_vit_{size}",),)), path)[2].values()
+    return file
+
 # %% ../../nbs/core/data.ipynb #depth-maps
 class DepthPair(NamedTuple):
     """A depth map and the picture that lies on it: ``depth`` (H, W) float64 in the units of its file, NaN where unknown; ``rgb`` (H, W, 3) uint8 or None."""
@@ -609,6 +637,90 @@ def _motorcycle(source: Source, path: str | os.PathLike | None) -> DepthMaps:
 
     return DepthMaps(source.name, {"motorcycle": read}, source.licence, source.where)
 
+# %% ../../nbs/core/data.ipynb #labelled
+class Labelled(NamedTuple):
+    """Pictures of one size with classes: ``images`` (N, C, H, W) uint8 tensor, ``labels`` (N,) int64 tensor, ``classes`` their names."""
+
+    images: Any
+    labels: Any
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Pictures of any size with classes, read when asked for: item ``i`` is ((H, W, 3) uint8, label)."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        return read_image(self.paths[i], "RGB"), self.labels[i]
+
+# %% ../../nbs/core/data.ipynb #read-digits
+def _no_path(source: Source, path: str | os.PathLike | None) -> None:
+    if path is not None:
+        raise ValueError(f"{source.name} come inside an installed package and take no path, got {str(path)!r}")
+
+
+def _one_of(split: str, splits: tuple[str, ...]) -> str:
+    if split not in splits:
+        raise ValueError(f"split must be {' or '.join(map(repr, splits))}, got {split!r}")
+    return split
+
+
+def _digits(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
+    """Read scikit-learn's handwritten digits: "train" (1,438) or "test" (359)."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    _no_path(source, path)
+    found = load_digits()
+    held = np.arange(len(found.target)) % 5 == 4
+    part = held if _one_of(split, ("train", "test")) == "test" else ~held
+    pixels = torch.from_numpy(np.round(found.images[part] * (255 / 16)).astype(np.uint8))
+    return Labelled(pixels[:, None], torch.from_numpy(found.target[part].astype(np.int64)), tuple(map(str, found.target_names)))
+
+# %% ../../nbs/core/data.ipynb #read-cifar
+def _cifar10(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
+    """Read CIFAR-10: "train" or "test"."""
+    import io
+
+    import torch
+
+    names = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}[_one_of(split, ("train", "test"))]
+    folder = _locate(source, path)[1]
+    if (folder / f"{split}.npz").is_file():
+        try:
+            with np.load(folder / f"{split}.npz") as z:
+                blob, at, labels, classes = z["jpeg"].tobytes(), z["offset"], z["label"].astype(np.int64), z["classes"]
+            pictures = np.stack([np.asarray(Image.open(io.BytesIO(blob[a:b])).convert("RGB")) for a, b in zip(at, at[1:])]).transpose(0, 3, 1, 2)
+        except (zipfile.BadZipFile, *_DECODER_ERRORS) as error:
+            raise ValueError(f"{folder / split}.npz is no CIFAR-10 as JPEG bytes ({type(error).__name__}: {error}); {_mend(source)}") from error
+        return Labelled(torch.from_numpy(pictures.copy()), torch.from_numpy(labels), tuple(map(str, classes)))
+    rows = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
+    if len(rows) % 3073 or rows[::3073].max() > 9:
+        raise ValueError(f"{folder} is not the binary version of CIFAR-10: {len(rows)} bytes are no multiple of 3073, or a label is above 9; {_mend(source)}")
+    rows = torch.from_numpy(rows.reshape(-1, 3073))
+    return Labelled(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), _CIFAR10)
+
+
+_CIFAR10_FILES = (("train", "test"), tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch",))  # as JPEG bytes, as published
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# %% ../../nbs/core/data.ipynb #read-imagenet
+def _imagenet(source: Source, path: str | os.PathLike | None, split: str = "train") -> LabelledFiles:
+    """Read ImageNet from a folder with train/ and val/, in each a folder a class: "train" or "val"."""
+    folder = _locate(source, path)[1] / _one_of(split, ("train", "val"))
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    files = [(p, i) for i, name in enumerate(classes) for p in sorted((folder / name).iterdir()) if p.suffix.lower() in source.suffixes]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no folder with pictures ({', '.join(source.suffixes)}): expected one a class")
+    return LabelledFiles(tuple(p for p, _ in files), tuple(i for _, i in files), tuple(classes))
+
 # %% ../../nbs/core/data.ipynb #sources
 _RENUMBERED_14 = tuple(f"img_{i:03d}" for i in range(1, 15))
 _RENUMBERED_100 = tuple(f"img_{i:03d}" for i in range(1, 101))
@@ -638,7 +750,7 @@ SOURCES = {source.name: source for source in (
            names=(("baboon", "barbara", "boats", "lena", "peppers"),)),
     Source("srcnn_weights", "Weights of SRCNN by its authors (Dong et al. 2015)", "none stated; released for research",
            "https://github.com/Piyush3dB/SR-convnet", ("srcnn_weights",), _files,
-           names=(("9-1-5_t91_x2", "9-1-5_t91_x3", "9-5-5_imagenet_x3"),), suffixes=(".mat",)),
+           names=(("9-1-5_t91_x2", "9-1-5_t91_x3", "9-5-5_imagenet_x3"),), suffixes=(".mat",), weights=True),
     Source("redkitchen", "RedKitchen of 7-Scenes (Shotton et al. 2013), 100 RGB-D frames", "non-commercial research",
            "https://github.com/andyzeng/tsdf-fusion-python", ("rgbd_redkitchen",), _redkitchen,
            names=(tuple(f"frame-{i:06d}.color" for i in range(0, 800, 8)),), suffixes=(".jpg",)),
@@ -650,6 +762,29 @@ SOURCES = {source.name: source for source in (
     Source("middlebury_depthsr", "Middlebury depth maps as kept with MSG-Net (Hui et al. 2016)", "non-commercial use only; cite Scharstein et al.",
            "https://github.com/twhui/MSG-Net", ("middlebury_depthsr",), _middlebury,
            names=(("C_cones", "C_teddy", "C_tsukuba", "C_venus"),), suffixes=(".npz",)),
+    Source("digits", "Handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998)", "CC BY 4.0", "https://archive.ics.uci.edu/dataset/80", (), _digits, names=(("digits",),), embedded=True),
+    Source("cifar10", "CIFAR-10 (Krizhevsky 2009)", "none stated; cite Krizhevsky 2009", "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar-10-batches-bin", "cifar10", "cifar10_jpeg"), _cifar10, names=_CIFAR10_FILES, suffixes=(".npz", ".bin")),
+    Source("imagenet", "ImageNet, 1,000 classes (Russakovsky et al. 2015)", "non-commercial research; ask at its site", "https://www.image-net.org",
+           ("imagenet", "ImageNet", "ILSVRC2012"), _imagenet, names=(("train", "val"),), folders=True, suffixes=(".jpeg", ".jpg", ".png")),
+)}
+
+# %% ../../nbs/core/data.ipynb #series-sources
+SOURCES |= {source.name: source for source in (
+    *(Source(name, title, licence, where, ("timeseries", "ETT-small", "ETDataset/ETT-small", "long_term_forecast", name), _series, names=((file,),), suffixes=(".csv",))
+      for name, title, licence, where, file in (
+          ("etth1", "ETTh1, transformer 1 by the hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTh1"),
+          ("etth2", "ETTh2, transformer 2 by the hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTh2"),
+          ("ettm1", "ETTm1, transformer 1 by the quarter of an hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTm1"),
+          ("ettm2", "ETTm2, transformer 2 by the quarter of an hour (Zhou et al. 2021)", "CC BY-ND 4.0", "https://github.com/zhouhaoyi/ETDataset", "ETTm2"),
+          ("electricity", "Electricity (ECL), by the hour, as Autoformer's authors keep it", "none stated", "https://github.com/thuml/Autoformer", "electricity"),
+          ("weather", "Weather, every ten minutes, as Autoformer's authors keep it", "none stated", "https://github.com/thuml/Autoformer", "weather"),
+          ("illness", "National illness, weekly, CDC", "none stated for the data", "https://github.com/junwoopark92/Self-Supervised-Contrastive-Forecsating", "national_illness"),
+          ("exchange_rate", "Exchange rates, daily (Lai et al. 2018)", "none stated; from laiguokun/multivariate-time-series-data",
+           "https://github.com/junwoopark92/Self-Supervised-Contrastive-Forecsating", "exchange_rate"))),
+    Source("mae_visualize", "MAE's ImageNet weights that predict pixels (He et al. 2022)", "CC BY-NC 4.0", "https://github.com/facebookresearch/mae (visualize/mae_visualize_vit_base.pth and its like)",
+           ("mae", "mae_visualize", "checkpoints"), _mae_visualize, names=(("mae_visualize_vit_base",),), suffixes=(".pth",), weights=True),
+    Source("elnino", "Monthly sea temperature, Niño 1+2, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("elnino",),), embedded=True),
+    Source("co2", "Weekly carbon dioxide at Mauna Loa, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("co2",),), embedded=True),
 )}
 
 # %% ../../nbs/core/data.ipynb #source-of
@@ -667,13 +802,14 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"), ``cache`` (how many pictures to keep in memory,
+        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"; digits, cifar10: "train", "test"; imagenet: "train", "val"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
         default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
-    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; :class:`DepthMaps` for
-    motorcycle and middlebury_depthsr
+    :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; ``Series`` of core.series for etth1, etth2,
+    and the other sets of forecasting; a Path for mae_visualize; :class:`DepthMaps` for
+    motorcycle and middlebury_depthsr; :class:`Labelled` for digits and cifar10; :class:`LabelledFiles` for imagenet
 
     Raises
     ------

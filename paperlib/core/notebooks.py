@@ -363,8 +363,9 @@ def keep_weights(folder: Path, replace: bool = False) -> list[Path]:
     kept = []
     for file in sorted((folder / "weights").glob("*.safetensors")):
         state, about = load_weights(file)
+        model = getattr(record.module, about["model"])(**about["config"])        # a state may hold tables that are no parameters
         about |= {"paper": run.slug, "name": file.stem, "run": run.name, "command": run.command, "commit": run.commit, "data": run.values["data"],
-                  "metrics": run.metrics, "licence": about.get("licence", "Apache-2.0"), "parameters": sum(t.numel() for t in state.values())}
+                  "metrics": run.metrics, "licence": about.get("licence", "Apache-2.0"), "parameters": sum(p.numel() for p in model.parameters())}
         kept.append(data_path("weights") / f"{record.slug}_{file.stem}.safetensors")
         if kept[-1].exists() and not replace:
             raise ValueError(f"weights {file.stem} of {record.slug} exist; say --replace to put these in their place")

@@ -1,0 +1,374 @@
+"""Masked autoencoders against the official implementation's numbers, files of every kind, masks, readers, and input that should be refused."""
+
+import argparse
+import importlib.util
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import paperlib
+from paperlib.core.data import Labelled, dataset
+from paperlib.masked import mae, vit
+from paperlib.masked.mae import (
+    MAE,
+    PAPER,
+    VARIANTS,
+    Canvases,
+    Crops,
+    block_mask,
+    column_mask,
+    experiment,
+    explained,
+    grid_mask,
+    kept_patches,
+    patchify,
+    split_patches,
+    unpatchify,
+)
+from paperlib.masked.vit import LARS, ViT, layer_scales, logistic_accuracy, parameter_groups, sincos_positions, warmup_cosine
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TINY = dict(img_size=16, patch_size=4, in_chans=3, embed_dim=24, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+
+
+def read(shared, case):
+    """The official code's weights, arrays and card of a case."""
+    path = shared / "golden" / f"mae__{case}.npz"
+    with np.load(path) as z:
+        arrays = {k: torch.from_numpy(z[k]) for k in z.files}
+    state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+    return state, arrays, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return MAE(**TINY).eval()
+
+
+# ---------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("case", ["tiny_pixel_75", "ln_eps"])
+def test_golden_outputs(shared, case):
+    state, arrays, card = read(shared, case)
+    model, ratio = MAE.from_official(state, **card["config"]["model"]), card["config"]["mask_ratio"]
+    with torch.no_grad():
+        out = model(arrays["input.imgs"], ratio, arrays["input.noise"])
+    for name in ("latent", "mask", "pred", "loss"):
+        assert (getattr(out, name) - arrays[f"output.{name}"]).abs().max() < card["suggested_atol"][name], name
+    assert torch.equal(out.ids_restore, arrays["output.ids_restore"])
+    whole, _ = model.reconstruct(arrays["input.imgs"], ratio, arrays["input.noise"], paste=False)
+    assert (whole - arrays["output.reconstruction"]).abs().max() < card["suggested_atol"]["reconstruction"]
+
+
+@pytest.mark.parametrize("case", ["tiny_pixel_75", "ln_eps"])
+def test_golden_gradients(shared, case):
+    state, arrays, card = read(shared, case)
+    model = MAE.from_official(state, **card["config"]["model"]).double()
+    (0.5 * model(arrays["input.imgs"].double(), card["config"]["mask_ratio"], arrays["input.noise"].double()).pred.square().mean()).backward()
+    norms = {k: p.grad.norm().item() for k, p in model.named_parameters()}
+    assert norms == pytest.approx({k: card["grad"]["l2_norm"][k] for k in norms}, rel=1e-4)
+    assert card["grad"]["l2_norm"].keys() - norms.keys() <= {"pos_embed", "decoder_pos_embed"}
+
+
+def test_golden_classifier(shared):
+    state, arrays, card = read(shared, "vit_globalpool")
+    model = ViT.from_official(state, **card["config"]["model"])
+    with torch.no_grad():
+        assert (model.features(arrays["input.imgs"]) - arrays["output.features"]).abs().max() < card["suggested_atol"]["features"]
+        assert (model(arrays["input.imgs"]) - arrays["output.logits"]).abs().max() < card["suggested_atol"]["logits"]
+    (0.5 * model.double()(arrays["input.imgs"].double()).square().mean()).backward()
+    assert {k: p.grad.norm().item() for k, p in model.named_parameters()} == pytest.approx(card["grad"]["l2_norm"], rel=1e-4)
+
+
+def test_golden_positions(shared):
+    _, arrays, card = read(shared, "pos_embed")
+    for (dim, grid, cls), name in zip(card["config"]["tables"], ("d48_g4_cls1", "d32_g3_cls0", "d16_g14_cls1")):
+        assert (sincos_positions(dim, grid, cls) - arrays[f"output.{name}"]).abs().max() < card["suggested_atol"][name]
+
+
+def test_golden_schedule_and_layer_decay(shared):
+    _, arrays, card = read(shared, "schedule")
+    a = card["config"]["args"]
+    rates = [warmup_cosine(e, a["lr"], a["epochs"], a["warmup_epochs"], a["min_lr"]) for e in arrays["input.epoch"].tolist()]
+    assert np.abs(np.array(rates) - arrays["output.lr"][:, 0].numpy()).max() < card["suggested_atol"]["lr"]
+    config = {k: v for k, v in card["config"]["vit"].items()}
+    model = ViT(**config)
+    scales = layer_scales(model, card["config"]["layer_decay"])
+    groups = parameter_groups(model, 1.0, card["config"]["weight_decay"], scales)
+    found = {n: (g["lr"], g["weight_decay"]) for g in groups for n in g["names"]}
+    assert found.keys() == set(card["tables"]["names"])
+    for name, row in zip(card["tables"]["names"], arrays["output.vit_param_lr_scale_and_wd"].tolist()):
+        assert found[name] == pytest.approx(row, abs=1e-10), name
+
+
+@pytest.mark.parametrize("variant, trainable, keys, encoder", [("vit_base", 111_655_680, 254, 85_647_360), ("vit_large", 329_239_296, 398, 303_099_904),
+                                                               ("vit_huge", 656_613_964, 494, 630_435_840)])
+def test_parameter_counts_of_the_paper(variant, trainable, keys, encoder):
+    with torch.device("meta"):
+        model = MAE(**VARIANTS[variant])
+    named = dict(model.named_parameters())
+    assert sum(p.numel() for p in named.values()) == trainable and len(model.state_dict()) == keys
+    assert sum(p.numel() for n, p in named.items() if not n.startswith(("decoder", "mask_token"))) == encoder
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
+def test_hugging_face_gives_the_same(tiny, tmp_path):
+    from safetensors.torch import save_file
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = ViTMAEConfig(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, decoder_hidden_size=16, decoder_num_hidden_layers=1,
+                          decoder_num_attention_heads=2, decoder_intermediate_size=64, layer_norm_eps=1e-6, mask_ratio=0.75)
+    theirs = ViTMAEForPreTraining(config)
+    layout = "module" if any(".q_proj." in k for k in theirs.state_dict()) else "files"
+    theirs.load_state_dict(tiny.to_huggingface(layout))
+    theirs.save_pretrained(tmp_path)
+    save_file({k: v.contiguous() for k, v in tiny.to_huggingface("files").items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    x, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    for net in (theirs.eval(), ViTMAEForPreTraining.from_pretrained(tmp_path).eval()):
+        with torch.no_grad():
+            assert torch.allclose(net(x, noise=noise).logits, tiny(x, 0.75, noise).pred, atol=1e-5)
+        again = MAE.from_huggingface(net.state_dict(), num_heads=2, decoder_num_heads=2)
+        assert all(torch.equal(v, tiny.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_files_survive_the_disk(tiny, tmp_path):
+    torch.save({"model": tiny.to_official(), "epoch": 3, "args": argparse.Namespace(blr=1e-3)}, tmp_path / "full.pth")
+    again = MAE.from_official(tmp_path / "full.pth", num_heads=2, decoder_num_heads=2)
+    x, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    assert torch.equal(again(x, 0.5, noise).pred, tiny(x, 0.5, noise).pred) and not again.training
+    assert all(torch.equal(v, tiny.state_dict()[k]) for k, v in MAE.from_huggingface(tiny.to_huggingface(), num_heads=2, decoder_num_heads=2).state_dict().items())
+
+
+def test_a_file_with_an_encoder_only_fails_loudly_and_still_fine_tunes(tiny, tmp_path):
+    state = {k: v for k, v in tiny.state_dict().items() if not k.startswith(("decoder", "mask_token"))}
+    torch.save({"model": state}, tmp_path / "mae_pretrain_tiny.pth")
+    with pytest.raises(ValueError, match="encoder only"):
+        MAE.from_official(tmp_path / "mae_pretrain_tiny.pth", num_heads=2, decoder_num_heads=2)
+    small = dict(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=5)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        cls = ViT.from_official(tmp_path / "mae_pretrain_tiny.pth", global_pool=False, **small).features(x)
+        mean = ViT.from_official(state, **small).features(x)
+    assert torch.allclose(cls, tiny.features(x), atol=1e-5)                     # the same encoder, all patches seen
+    assert not torch.allclose(cls, mean)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: {}, "expected a state dict"),
+    (lambda s: {"model": None}, "expected a state dict"),
+    (lambda s: {"conv.weight": torch.ones(1)}, "not a file of MAE"),
+    (lambda s: s | {"head.weight": torch.ones(5, 24)}, "fine-tuned classifier"),
+    (lambda s: {k: v for k, v in s.items() if k != "decoder_norm.bias"}, "lacks decoder_norm.bias"),
+    (lambda s: {k: v for k, v in s.items() if k != "blocks.0.norm1.bias"}, "lacks blocks.0.norm1.bias"),
+    (lambda s: s | {"decoder_extra": torch.ones(1)}, "has decoder_extra"),
+    (lambda s: s | {"decoder_pred.weight": torch.ones(3, 16)}, "decoder_pred.weight has shape"),
+])
+def test_wrong_files_are_named(tiny, change, message):
+    with pytest.raises(ValueError, match=message):
+        MAE.from_official(change(tiny.to_official()), num_heads=2, decoder_num_heads=2)
+
+
+def test_missing_files_and_heads_are_named(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        MAE.from_official(tmp_path / "none.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"page.pth: not a file of weights"):
+        MAE.from_official(tmp_path / "page.pth")
+    with pytest.raises(ValueError, match="num_heads is not in the file"):
+        MAE.from_official(tiny.to_official())
+    with pytest.raises(ValueError, match=r"has shape .* this configuration has"):
+        MAE.from_official(tiny.to_official(), num_heads=2, decoder_num_heads=2, img_size=32)
+
+
+def test_positions_are_resized_for_a_larger_classifier(tiny):
+    large = ViT.from_encoder(tiny, 5, img_size=32)
+    assert large(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    with pytest.raises(ValueError, match="missing"):
+        ViT.from_official(tiny.to_official(), img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2)
+
+
+# ---------------------------------------------------------------- masks and shapes
+
+
+@pytest.mark.parametrize("length", [1, 4, 49, 100, 196])
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.75, 0.9])
+def test_keep_and_hide_are_a_partition(length, ratio):
+    if int(length * (1 - ratio)) < 1:
+        with pytest.raises(ValueError, match="leaves none"):
+            kept_patches(length, ratio)
+        return
+    keep, restore, mask = split_patches(torch.rand(3, length), kept_patches(length, ratio))
+    assert keep.shape[1] == int(length * (1 - ratio)) and mask.sum() == 3 * (length - keep.shape[1])
+    assert torch.equal(restore.sort(1).values, torch.arange(length).expand(3, -1))
+    assert mask.gather(1, keep).sum() == 0
+
+
+@pytest.mark.parametrize("grid", [4, 14, (3, 7), (1, 8)])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_blocks_hide_the_share_exactly(grid, ratio):
+    for seed in range(20):
+        mask = block_mask(grid, ratio, torch.Generator().manual_seed(seed))
+        assert mask.sum() == mask.numel() - int(mask.numel() * (1 - ratio))
+
+
+@pytest.mark.parametrize("mask", [grid_mask(4), column_mask(4, 1), grid_mask(4).flatten(), grid_mask(4).flatten().expand(2, -1)], ids=["grid", "columns", "flat", "batch"])
+def test_a_given_mask_is_obeyed(tiny, mask):
+    x = torch.randn(2, 3, 16, 16)
+    out = tiny(x, mask=mask)
+    assert torch.equal(out.mask.bool(), mask.reshape(-1, 16).expand(2, -1))
+    shown = patchify(x, 4).clone()
+    shown[out.mask.bool()] = 5.0
+    assert torch.equal(tiny(unpatchify(shown, 4), mask=mask).pred, out.pred)
+
+
+def test_a_picture_that_is_not_square():
+    model = MAE(**TINY | {"img_size": (8, 24), "in_chans": 1}).eval()
+    out = model(torch.randn(2, 1, 8, 24), 0.5)
+    filled, hidden = model.reconstruct(torch.randn(2, 1, 8, 24), 0.5)
+    assert out.pred.shape == (2, 12, 16) and filled.shape == hidden.shape == (2, 1, 8, 24)
+
+
+def test_pasting_keeps_what_was_seen(tiny):
+    x, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    for norm_pix_loss in (False, True):
+        tiny.norm_pix_loss = norm_pix_loss
+        filled, hidden = tiny.reconstruct(x, 0.75, noise)
+        whole, _ = tiny.reconstruct(x, 0.75, noise, paste=False)
+        assert torch.equal(filled[~hidden], x[~hidden]) and torch.equal(filled[hidden], whole[hidden])
+
+
+def test_a_perfect_prediction_explains_everything(tiny):
+    class Oracle:
+        """Predicts what it is shown."""
+
+        norm_pix_loss, patch_size, length, cls_token = False, 4, 16, torch.zeros(1)
+
+        def __call__(self, imgs, ratio, noise, mask):
+            return mae.Output(None, patchify(imgs, 4), split_patches(noise, kept_patches(16, ratio)).mask, None, None)
+
+    assert explained(Oracle(), torch.randn(8, 3, 16, 16)) == pytest.approx(1, abs=1e-12)
+    assert explained(tiny, torch.randn(8, 3, 16, 16)) < 0.1                     # noise cannot be known
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda m: MAE(**TINY | {"img_size": 3}), "at least one patch"),
+    (lambda m: MAE(**TINY | {"img_size": 18}), "multiples of patch_size=4"),
+    (lambda m: MAE(**TINY | {"embed_dim": 26}), "multiple"),
+    (lambda m: MAE(**TINY | {"num_heads": 5}), "num_heads=5"),
+    (lambda m: m(torch.randn(1, 3, 2, 2)), "expected pictures"),
+    (lambda m: m(torch.randn(3, 16, 16)), "expected pictures"),
+    (lambda m: m(torch.randn(1, 1, 16, 16)), r"expected pictures \(B, 3, 16, 16\)"),
+    (lambda m: m(torch.randn(1, 3, 16, 16), 1.0), "mask_ratio=1.0"),
+    (lambda m: m(torch.randn(1, 3, 16, 16), -0.1), "mask_ratio=-0.1"),
+    (lambda m: m(torch.randn(1, 3, 16, 16), 0.99), "leaves none"),
+    (lambda m: m(torch.randn(2, 3, 16, 16), 0.75, torch.rand(1, 16)), "noise: expected"),
+    (lambda m: m(torch.randn(2, 3, 16, 16), mask=torch.ones(16)), "expected bool"),
+    (lambda m: m(torch.randn(2, 3, 16, 16), mask=torch.ones(9, dtype=torch.bool)), "expected bool"),
+    (lambda m: m(torch.randn(2, 3, 16, 16), mask=torch.ones(16, dtype=torch.bool)), "at least one"),
+    (lambda m: m(torch.randn(2, 3, 16, 16), mask=torch.stack([torch.arange(16) > 3, torch.arange(16) > 4])), "the same number"),
+    (lambda m: patchify(torch.rand(2, 3, 10, 16), 4), "multiples of 4"),
+    (lambda m: unpatchify(torch.rand(2, 6, 48), 4), "do not make a grid"),
+    (lambda m: column_mask(4, 0), "visible=0"),
+    (lambda m: sincos_positions(10, 4), "multiple of 4"),
+    (lambda m: layer_scales(ViT(16, 4, 3, 5, 24, 1, 2), 0.0), "decay=0.0"),
+    (lambda m: vit.resize_positions(torch.zeros(1, 17, 8), 3, 4), "does not belong"),
+    (lambda m: logistic_accuracy(torch.rand(5, 2), torch.zeros(5).long(), torch.rand(5, 2), torch.zeros(5).long()), "at least 10"),
+    (lambda m: vit.to_huggingface({"head.weight": torch.ones(1)}), "no key of an MAE"),
+])
+def test_bad_input_is_named(tiny, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"data": "mnist"}, "data='mnist'"), ({"mask": "stripes"}, "mask='stripes'"), ({"mask_ratio": 1.0}, "mask_ratio=1.0"), ({"mask_ratio": 0.95}, "mask_ratio=0.95"),
+    ({"patch_size": 3}, "patch_size=3"), ({"embed_dim": 30, "heads": 4}, "embed_dim=30"), ({"steps": 0}, "steps=0"), ({"pool": "max"}, "pool='max'"),
+    ({"warmup": 1.0}, "warmup=1.0"), ({"finetune_steps": 3, "probe_train": 0}, "finetune_steps=3"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
+def test_bad_presets_are_refused_before_any_work(changes, message, monkeypatch):
+    monkeypatch.setattr(mae, "pictures", lambda preset: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match=message):
+        experiment(replace(PAPER.presets["smoke"], **changes), 0, torch.device("cpu"))
+
+
+# ---------------------------------------------------------------- data and training
+
+
+def test_canvases_are_functions_of_their_number():
+    a, b, other = Canvases("train", 64, scenes=2), Canvases("train", 64, scenes=2), Canvases("test", 64, scenes=2)
+    assert all(torch.equal(a[i], b[i]) for i in (0, 6, 7, 15))
+    assert not any(torch.equal(a[i], other[i]) for i in (0, 6, 7))
+    assert all(a[i].isfinite().all() and a[i].shape == (3, 64, 64) for i in range(16))
+
+
+def test_crops_refuse_another_size_and_undo_their_scale():
+    digits = dataset("digits")
+    crops = Crops(digits, 8)
+    assert torch.allclose(crops.unscaled(crops[5]) * 255, digits.images[5].float(), atol=1e-3)
+    with pytest.raises(ValueError, match="img_size=16"):
+        Crops(digits, 16)
+
+
+def test_cifar_as_published_and_as_jpeg_bytes(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 255, (10, 3073), dtype=np.uint8)
+    rows[:, 0] = np.arange(10)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        rows.tofile(tmp_path / f"{name}.bin")
+    test = dataset("cifar10", path=tmp_path, split="test")
+    assert isinstance(test, Labelled) and test.images.shape == (10, 3, 32, 32) and test.labels.tolist() == list(range(10))
+    assert test.images[3, 1, 2, 5] == int(rows[3, 1 + 1024 + 2 * 32 + 5]) and test.classes[9] == "truck"
+    (tmp_path / "test_batch.bin").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="binary version"):
+        dataset("cifar10", path=tmp_path, split="test")
+    with pytest.raises(ValueError, match="'train' or 'test'"):
+        dataset("cifar10", path=tmp_path, split="val")
+
+
+def test_a_folder_of_classes(tmp_path):
+    from paperlib.core.data import write_image
+
+    for split in ("train", "val"):
+        for name in ("n01", "n02"):
+            (tmp_path / split / name).mkdir(parents=True)
+            write_image(tmp_path / split / name / "a.png", np.full((40, 30, 3), 128, np.uint8))
+    held = dataset("imagenet", path=tmp_path, split="val")
+    assert len(held) == 2 and held.classes == ("n01", "n02") and held[1][1] == 1
+    assert Crops(held, 16)[0].shape == (3, 16, 16)
+
+
+def test_training_restores_better_than_the_mean_colour():
+    run = paperlib.reproduce("mae", steps=120, device="cpu", probe_train=300, probe_test=100)
+    assert run.metrics["explained"] > 0.1 > run.samples["explained_during"]["000000"]
+    assert run.metrics["loss_last"] < run.metrics["loss_first"]
+
+
+def test_mask_tokens_inside_train_too():
+    torch.manual_seed(0)
+    model = MAE(**TINY, mask_in_encoder=True)
+    out = model(torch.randn(2, 3, 16, 16))
+    out.loss.backward()
+    assert out.latent.shape == (2, 17, 24) and out.pred.shape == (2, 16, 48)
+    assert model.mask_token.grad is None and model.encoder_mask_token.grad.abs().sum() > 0
+
+
+def test_lars_moves_a_matrix_by_its_own_length():
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(5, 7, dtype=torch.float64))
+    before, optimizer = w.detach().clone(), LARS([w], lr=2.0, momentum=0.9, weight_decay=0.1, trust=1e-3)
+    w.grad = torch.randn(5, 7, dtype=torch.float64)
+    optimizer.step()
+    u = w.grad + 0.1 * before
+    assert torch.allclose(w, before - 2.0 * 1e-3 * before.norm() / u.norm() * u, atol=1e-12)
+
+
+@GPU
+def test_same_on_the_gpu(tiny):
+    x, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    assert torch.allclose(tiny(x, 0.75, noise).pred, tiny.cuda()(x.cuda(), 0.75, noise.cuda()).pred.cpu(), atol=1e-4)
