@@ -8,14 +8,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import statistics
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 from paperlib.superres.bayesr import PAPER, BayeSR, bayesian_loss, prior_of, settings
 from paperlib.superres.bayesr_layers import Downsampling, PlainSR, draw_noise, warm_start
@@ -52,7 +50,7 @@ def forwards(rounds: int, threads: int, side: int) -> dict[str, float]:
     assert isinstance(folded.down, Downsampling)
     y = torch.rand(1, 3, side, side)
     agree(twin, folded, y)
-    times = interleave({"twin, sampled": lambda: twin(y, draw_noise(twin, y)), "ours, sampled": lambda: folded(y, draw_noise(folded, y)), "ours, mean": lambda: folded(y)}, rounds)
+    times = interleave({"twin, sampled": lambda: twin(y, noise=draw_noise(twin, y)), "ours, sampled": lambda: folded(y, noise=draw_noise(folded, y)), "ours, mean": lambda: folded(y)}, rounds)
     return {"forward, sampled path: chain / one kernel": ratio(times, "twin, sampled", "ours, sampled"), "forward, one kernel: sampled / mean path": ratio(times, "ours, sampled", "ours, mean"),
             "forward: chain and sampled / ours": ratio(times, "twin, sampled", "ours, mean")}
 
@@ -75,12 +73,6 @@ def steps(rounds: int, threads: int) -> dict[str, float]:
     return {"training step, preset small: chain / one kernel": ratio(times, "twin", "ours"), "training step, preset small: BayeSR / plain network": ratio(times, "ours", "plain")}
 
 
-def in_fresh_process(function, *arguments) -> dict[str, float]:
-    """Call a function of this file in a new interpreter and return what it returned."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,17 +84,8 @@ def main() -> None:
     args = parser.parse_args()
     print_calibration()
     measured = [in_fresh_process(forwards, args.rounds, args.threads, args.side) | in_fresh_process(steps, 3 * args.rounds, args.threads) for _ in range(args.processes)]
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        what = f"{name}, {args.side} x {args.side}" if name.startswith("forward") else name
-        rows.append((what, statistics.median(values), f"{values[0]:.2f} to {values[-1]:.2f}, {len(values)} processes, {args.threads} threads"))
-    for name, value, note in rows:
-        print(f"{name:64} {value:9.3g}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "bayesr.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
+    rows = medians(measured, f"{args.threads} threads; forward passes on {args.side} x {args.side}")
+    report(rows, RESULTS / "bayesr.csv" if args.record else None)
 
 
 if __name__ == "__main__":

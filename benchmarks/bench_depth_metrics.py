@@ -8,15 +8,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 from paperlib.core.metrics import depth_scores
 from paperlib.depth.eigen import scale_invariant_loss
@@ -79,12 +77,6 @@ def ratios(rounds: int, batch: int) -> dict[str, float]:
     return found | {"seconds of the first calls (loading compiled code, or compiling it)": first}
 
 
-def in_fresh_process(rounds: int, batch: int) -> dict[str, float]:
-    """Measure in a new interpreter."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(ratios, (rounds, batch))
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,17 +86,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write results/bench/depth_metrics.csv")
     args = parser.parse_args()
     print_calibration()
-    measured = [in_fresh_process(args.rounds, args.batch) for _ in range(args.processes)]
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.2f} to {values[-1]:.2f}, {len(values)} processes, {torch.get_num_threads()} threads"))
-    for name, value, note in rows:
-        print(f"{name:75} {value:8.2f}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "depth_metrics.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
+    measured = [in_fresh_process(ratios, args.rounds, args.batch) for _ in range(args.processes)]
+    rows = medians(measured, f"{torch.get_num_threads()} threads")
+    report(rows, RESULTS / "depth_metrics.csv" if args.record else None)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,16 @@ smaller map (its fill-in grows too fast) for one system. All in float64 on both 
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 from scipy.sparse.linalg import cg, spsolve
 
 from paperlib.core.images import imresize
@@ -130,12 +127,6 @@ def memory(height: int, width: int, n_threads: int) -> dict[str, float]:
     return {f"{label}: seconds": seconds, f"{label}: bytes a pixel": grown / (height * width)}
 
 
-def in_fresh_process(function: Callable, *arguments) -> dict[str, float]:
-    """Call a function of this file in a new interpreter and return what it returned."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,18 +140,10 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     print_calibration()
     measured = [in_fresh_process(measure, *args.size, tuple(args.spsolve_size), args.threads, args.rounds) for _ in range(args.processes)]
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.4g} to {values[-1]:.4g}, {len(values)} processes"))
+    rows = medians(measured, digits=4)
     for height, width in ((272, 344), (544, 688), (1088, 1376)):
         rows += [(name, value, "one process") for name, value in in_fresh_process(memory, height, width, args.threads).items()]
-    for name, value, note in rows:
-        print(f"{name:95} {value:10.4g}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "depthsr.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.4g}", note) for n, v, note in rows)])
+    report(rows, RESULTS / "depthsr.csv" if args.record else None, digits=4)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
-import multiprocessing
 import statistics
 from pathlib import Path
 
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 from paperlib.masked.mae import MAE, VARIANTS, saved_bytes
 
@@ -77,22 +75,11 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write results/bench/mae.csv")
     args = parser.parse_args()
     print_calibration()
-    measured = []
-    for _ in range(args.processes):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured.append(pool.apply(ratios, (args.variant, args.batch, args.rounds, args.threads)))
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.2f} to {values[-1]:.2f}, {len(values)} processes, {args.threads} threads"))
-    for name, value, note in rows:
-        print(f"{name:86} {value:9.3g}   {note}")
+    measured = [in_fresh_process(ratios, args.variant, args.batch, args.rounds, args.threads) for _ in range(args.processes)]
+    rows = medians(measured, f"{args.threads} threads")
+    report(rows, RESULTS / "mae.csv" if args.record else None)
     if not importlib.util.find_spec("transformers"):
         print("transformers is not installed: Hugging Face's ViTMAE was not measured")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "mae.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
 
 
 if __name__ == "__main__":

@@ -10,17 +10,14 @@ Frames a second are seconds in disguise and belong to one machine; the ratio to 
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 from paperlib.core.scenes import RoadConfig, RoomConfig, Scene, SceneStream, Sensor, get_rays, make_view, orbit_cameras, render, still_life
 
@@ -103,12 +100,6 @@ def large_picture(threads: int, rounds: int) -> dict[str, float]:
     return {"1088 x 1376: seconds": time.perf_counter() - clock, "1088 x 1376: GiB above a small picture": peak() - before}
 
 
-def in_fresh_process(function: Callable, *arguments: int) -> dict[str, float]:
-    """Call a function of this file in a new interpreter and return what it returned."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,14 +112,8 @@ def main() -> None:
     rows = []
     for function in (frames_per_second, ratios, large_picture):
         measured = [in_fresh_process(function, args.threads, args.rounds) for _ in range(args.processes)]
-        for name in measured[0]:
-            values = sorted(m[name] for m in measured)
-            rows.append((name, statistics.median(values), f"{values[0]:.3g} to {values[-1]:.3g}, {len(values)} processes, {args.threads} threads"))
-            print(f"{rows[-1][0]:62} {rows[-1][1]:8.3g}   {rows[-1][2]}", flush=True)
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "scenes.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
+        rows += medians(measured, f"{args.threads} threads")
+    report(rows, RESULTS / "scenes.csv" if args.record else None)
 
 
 if __name__ == "__main__":

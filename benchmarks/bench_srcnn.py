@@ -8,19 +8,16 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 import paperlib
 from paperlib.core.data import dataset
@@ -68,12 +65,6 @@ def large_picture(side: int) -> dict[str, float]:
         return {"seconds": time.perf_counter() - clock, "GiB after a small picture": before, "GiB after the large one": peak(), "GiB of the result": out.nbytes / 2**30}
 
 
-def in_fresh_process(function: Callable, argument: int) -> dict[str, float]:
-    """Call a function of this file in a new interpreter and return what it returned."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, (argument,))
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,19 +74,11 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write results/bench/srcnn.csv")
     args = parser.parse_args()
     print_calibration()
-    rows = []
     measured = [in_fresh_process(ratios, args.rounds) for _ in range(args.processes)]
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.2f} to {values[-1]:.2f}, {len(values)} processes"))
+    rows = medians(measured)
     for name, value in in_fresh_process(large_picture, args.side).items():
         rows.append((f"{args.side} x {args.side} to x3 on disk: {name}", value, "pages of the file on disk count as memory while they are cached"))
-    for name, value, note in rows:
-        print(f"{name:60} {value:8.2f}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "srcnn.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
+    report(rows, RESULTS / "srcnn.csv" if args.record else None)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ leaves then get the same ridge models). Inference: Set5, ten trees, against the 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 from sklearn.ensemble import ExtraTreesRegressor
 
 import paperlib
@@ -145,12 +142,6 @@ def peak_memory(n_pictures: int, scale: int) -> dict[str, float]:
     return {f"GiB at most while ten trees are fitted at x{scale}": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def in_fresh_process(function: Callable, *arguments: int) -> dict[str, float]:
-    """Call a function of this file in a new interpreter and return what it returned."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,18 +153,10 @@ def main() -> None:
     args = parser.parse_args()
     print_calibration()
     measured = [in_fresh_process(measure, args.pictures, args.threads, args.rounds) for _ in range(args.processes)]
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.4g} to {values[-1]:.4g}, {len(values)} processes"))
+    rows = medians(measured, digits=4)
     for scale in (2, 3):
         rows += [(name, value, "one process") for name, value in in_fresh_process(peak_memory, args.pictures, scale).items()]
-    for name, value, note in rows:
-        print(f"{name:50} {value:8.2f}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "srforest.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.4g}", note) for n, v, note in rows)])
+    report(rows, RESULTS / "srforest.csv" if args.record else None, digits=4)
 
 
 if __name__ == "__main__":

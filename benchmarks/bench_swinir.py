@@ -8,17 +8,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 import paperlib
 from paperlib.core.data import dataset
@@ -128,12 +125,6 @@ def large_picture(side: int, threads: int) -> dict[str, float]:
     return found
 
 
-def in_fresh_process(function: Callable, *arguments) -> dict[str, float]:
-    """Call a function of this file in a new interpreter and return what it returned."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,22 +136,14 @@ def main() -> None:
     args = parser.parse_args()
     print_calibration()
     measured = [in_fresh_process(ratios, args.rounds, args.threads) for _ in range(args.processes)]
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.2f} to {values[-1]:.2f}, {len(values)} processes, {args.threads} threads"))
+    rows = medians(measured, f"{args.threads} threads")
     memory = {k: in_fresh_process(growth, k, args.threads)[k] for k in KERNELS}
     rows += [(f"peak of inference at 192 x 192: {k} / twin", memory[k] / memory["explicit"], f"{memory[k]:.2f} of {memory['explicit']:.2f} GiB") for k in KERNELS[1:]]
     rows += [(name, value, f"{args.rounds} rounds") for name, value in in_fresh_process(race, args.rounds, args.threads).items()]
     if args.side:
         for name, value in in_fresh_process(large_picture, args.side, args.threads).items():
             rows.append((f"{args.side} x {args.side} to x2, tiles of 96, overlap 32: {name}", value, "weights lightweight_x2_t91"))
-    for name, value, note in rows:
-        print(f"{name:86} {value:9.3g}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "swinir.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
+    report(rows, RESULTS / "swinir.csv" if args.record else None)
 
 
 if __name__ == "__main__":

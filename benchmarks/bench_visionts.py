@@ -10,14 +10,12 @@ Contexts are random, 2,880 steps of seven channels, the shape of ETTh1's windows
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import statistics
 from pathlib import Path
 
 import numpy as np
 import torch
-from calibrate import interleave, print_calibration
+from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 
 from paperlib.masked.mae import MAE
 from paperlib.masked.vit import VARIANTS
@@ -51,12 +49,6 @@ def ratios(rounds: int, threads: int) -> dict[str, float]:
     return found
 
 
-def in_fresh_process(rounds: int, threads: int) -> dict[str, float]:
-    """Call `ratios` in a new interpreter."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(ratios, (rounds, threads))
-
-
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,17 +58,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write results/bench/visionts.csv")
     args = parser.parse_args()
     print_calibration()
-    measured = [in_fresh_process(args.rounds, args.threads) for _ in range(args.processes)]
-    rows = []
-    for name in measured[0]:
-        values = sorted(m[name] for m in measured)
-        rows.append((name, statistics.median(values), f"{values[0]:.3g} to {values[-1]:.3g}, {len(values)} processes, {args.threads} threads"))
-    for name, value, note in rows:
-        print(f"{name:76} {value:9.3g}   {note}")
-    if args.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / "visionts.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((n, f"{v:.3g}", note) for n, v, note in rows)])
+    measured = [in_fresh_process(ratios, args.rounds, args.threads) for _ in range(args.processes)]
+    rows = medians(measured, f"{args.threads} threads")
+    report(rows, RESULTS / "visionts.csv" if args.record else None)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ Run by itself: ``python benchmarks/calibrate.py [--json] [--rounds N]``.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -67,6 +69,35 @@ def interleave(
             wait()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def in_fresh_process(function: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """Call a function of a benchmark's file in a new interpreter and return what it returned: figure -> value."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def medians(measured: list[dict[str, float]], note: str = "", digits: int = 3) -> list[tuple[str, float, str]]:
+    """Return rows (what, median, note) of what several processes measured; the note begins with the least and the largest value and the number of processes."""
+    rows = []
+    for name in measured[0]:
+        values = sorted(m[name] for m in measured)
+        said = f"{values[0]:.{digits}g} to {values[-1]:.{digits}g}, {len(values)} processes" + f", {note}" * bool(note)
+        rows.append((name, statistics.median(values), said))
+    return rows
+
+
+def report(rows: list[tuple[str, float, str]], path: Path | None = None, digits: int = 3) -> None:
+    """Print rows (what, value, note) in columns, and write them to a CSV file if one is given: to a temporary name, then renamed."""
+    width = max(len(what) for what, _, _ in rows)
+    for what, value, note in rows:
+        print(f"{what:{width}} {value:10.{digits}g}   {note}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("what", "value", "note"), *((what, f"{value:.{digits}g}", note) for what, value, note in rows)])
+        temporary.replace(path)
 
 
 def cpu_model() -> str:
