@@ -1,6 +1,9 @@
 """Shared pytest set-up: where the data is, and nbval beside nbdev_clean."""
 import os
+import tempfile
 from pathlib import Path
+
+import pytest
 
 SHARED = Path(__file__).resolve().parent.parent / "shared"
 if "PAPERLIB_DATA" not in os.environ and (SHARED / "data").is_dir():
@@ -13,3 +16,19 @@ def pytest_collection_modifyitems(items):
         cell = getattr(item, "cell", None)
         if cell is not None and cell.get("outputs") and cell.get("execution_count") is None:
             cell["execution_count"] = 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """A notebook under test has a folder of its own to work in, as it has when `paperlib run` executes it: two trainings of one name stop it here too."""
+    if hasattr(item, "cell") and getattr(item.config, "_work_of", None) != item.path:
+        item.config._work_of = item.path
+        os.environ["PAPERLIB_WORK"] = tempfile.mkdtemp(prefix=f"{item.path.stem}-", dir=_work(item.config).name)
+
+
+def _work(config):
+    """One temporary folder a session, removed at its end."""
+    if not hasattr(config, "_work"):
+        config._work = tempfile.TemporaryDirectory(prefix="paperlib-nbval-", ignore_cleanup_errors=True)
+        config.add_cleanup(config._work.cleanup)
+    return config._work

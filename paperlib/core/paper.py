@@ -111,7 +111,8 @@ def override(preset: Preset, overrides: dict[str, object]) -> Preset:
         if not _is(got, kinds[key]):
             want = getattr(kinds[key], "__name__", None) if not typing.get_args(kinds[key]) else str(kinds[key])
             shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
-            raise ValueError(f"{key}={shown}: expected {want}, got {type(got).__name__}")
+            found = f"tuple[{', '.join(type(x).__name__ for x in got)}]" if isinstance(got, tuple) else type(got).__name__
+            raise ValueError(f"{key}={shown}: expected {want}, got {found}")
         changed[key] = float(got) if kinds[key] is float else got
     return dataclasses.replace(preset, **changed)
 
@@ -715,17 +716,18 @@ def ablation_table(slug: str, metrics: tuple[str, ...] = ("psnr",)) -> Table:
     return Table(("preset", "device", "changed", *metrics, "seeds", "each took"), tuple(rows), "", source)
 
 
-def samples_table(slug: str, name: str, metrics: tuple[str, ...]) -> Table:
-    """Return a recorded run's values per picture, with their mean in the last row."""
+def samples_table(slug: str, name: str, metrics: tuple[str, ...], each: str = "picture") -> Table:
+    """Return a recorded run's values per picture, or whatever ``each`` sample is, with their mean in the last row."""
     runs = {run.name: run for run in recorded(slug)}
     if name not in runs:
         raise unknown(f"recorded run of {slug}", name, runs)
     if missing := [m for m in metrics if m not in runs[name].samples]:
-        raise unknown(f"metric per picture in {name}", missing[0], runs[name].samples)
+        raise unknown(f"metric per {each} in {name}", missing[0], runs[name].samples)
     columns = [runs[name].samples[m] for m in metrics]
-    rows = [(picture, *(_number(c[picture]) for c in columns)) for picture in columns[0]]
+    names = sorted(columns[0], key=int) if all(k.isdecimal() for k in columns[0]) else list(columns[0])  # horizons, say, by size
+    rows = [(name, *(_number(c[name]) for c in columns)) for name in names]
     rows.append(("mean", *(_number(statistics.fmean(c.values())) for c in columns)))
-    return Table(("picture", *metrics), tuple(rows), f"run {name}", ("samples", f"{slug}:{name}:{','.join(metrics)}"))
+    return Table((each, *metrics), tuple(rows), f"run {name}", ("samples", f"{slug}:{name}:{','.join(metrics)}"))
 
 
 def build_table(kind: str, of: str) -> Table:

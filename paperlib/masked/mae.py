@@ -607,13 +607,13 @@ def draw_mask(preset: MAEPreset, model: MAE) -> Tensor | None:
     return None
 
 
-def pretrain(model: MAE, data, preset: MAEPreset, seed: int, device: torch.device, hooks: tuple = ()):
-    """Train a network as the preset says; return the history of `fit`."""
+def pretrain(model: MAE, data, preset: MAEPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "mae"):
+    """Train a network as the preset says; return the history of `fit`, which knows the training by ``desc``."""
     batches = Batches(data, preset.batch_size, seed, flip_and_shift(preset.shift, preset.flip) if preset.data != "canvas" else None)
     optimizer = torch.optim.AdamW(parameter_groups(model, preset.lr, preset.weight_decay), betas=(0.9, 0.95))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step + 1, 1.0, preset.steps + 1, preset.warmup * preset.steps))
     loss = lambda net, batch: net(batch, preset.mask_ratio, mask=draw_mask(preset, model)).loss
-    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, clip_norm=preset.clip_norm or None, hooks=hooks, desc="mae")
+    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, clip_norm=preset.clip_norm or None, hooks=hooks, desc=desc)
 
 # %% ../../nbs/masked/mae.ipynb #race
 def race(preset: MAEPreset, device: torch.device, masks_inside: bool, ratio: float) -> tuple[float, float]:
