@@ -107,7 +107,7 @@ def test_worlds(world):
     clips = moving(world, "test", frames=3).draw(2)
     assert clips.frames.shape == (2, 3, 1, 64, 64) and clips.frames.dtype == torch.float32
     assert 0 <= clips.frames.min() and clips.frames.max() <= 1
-    on_black = world != "digits on photos"
+    on_black = world != "digits_on_photos"
     assert bool((clips.frames[clips.figure == 0] == 0).all()) == on_black
 
 
@@ -141,7 +141,7 @@ def test_baselines_are_what_they_say():
 def test_on_unseen_digits_caution_pays():
     """The order of the baselines, on 300 clips: within 6 % of the issue's 284, 186, 172, 151 (the standard error of a mean of 300 clips is 1 to 2 %)."""
     clips = moving("digits", "test").draw(300, 5).frames
-    found = [mse_sum_frame(f(clips[:, :10], 10), clips[:, 10:]).mean().item() for f in baselines_of(moving(), 300).values()]
+    found = [mse_sum_frame(f(clips[:, :10], 10), clips[:, 10:]).mean().item() for f in baselines_of(moving().mean(300)).values()]
     assert found == sorted(found, reverse=True)
     assert found == pytest.approx([284, 186, 172, 151], rel=0.06)
 

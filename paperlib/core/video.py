@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch import Tensor, nn
 
 from .data import dataset, read_image
+from .images import imresize, rgb_to_y
 
 # %% auto #0
 __all__ = ['WORLDS', 'bounce', 'Clips', 'MovingSprites', 'digit_sprites', 'letter_sprites', 'photo_crops', 'moving',
@@ -71,14 +73,14 @@ def _paste(frames, layer, sprites, which, at):
                 layer[b, t, y:y + sprite.shape[1], x:x + sprite.shape[2]] = 1
                 frames[b, t, :, y:y + sprite.shape[1], x:x + sprite.shape[2]] = sprite
 
-# %% ../../nbs/core/video.ipynb #moving
+
 class Clips(NamedTuple):
     """A batch of clips and where its figures are: ``frames`` (B, T, C, H, W) in [0, 1], ``figure`` (B, T, 1, H, W) in [0, 1], 0 on the ground."""
 
     frames: Tensor
     figure: Tensor
 
-
+# %% ../../nbs/core/video.ipynb #moving
 class MovingSprites:
     """Clips of figures that move evenly and turn at the borders, as in Moving MNIST.
 
@@ -142,6 +144,11 @@ class MovingSprites:
         figure = torch.from_numpy(layer)[:, :, None]
         return Clips(figure if ground is None else ground[:, None] + (1 - ground[:, None]) * figure, figure)
 
+    def mean(self, n: int = 1000, seed: int = 1) -> Tensor:
+        """Return the mean frame (C, H, W) of ``n`` clips."""
+        sizes = [min(100, n - i) for i in range(0, n, 100)]
+        return sum(k * self.draw(k, (seed, i)).frames.mean((0, 1)) for i, k in enumerate(sizes)) / n
+
     def stream(self, batch_size: int, seed: int = 0) -> Callable[..., Tensor]:
         """Return ``batches(step, rank, world)`` for `fit`: the frames (batch_size / world, T, C, H, W) of a step."""
         def batches(step: int, rank: int = 0, world: int = 1) -> Tensor:
@@ -173,8 +180,6 @@ def letter_sprites(size: int = 28) -> Tensor:
 
 def photo_crops(n: int, side: int, split: str = "train", channels: int = 1, dim: float = 1.0, seed: int = 0) -> Tensor:
     """Return pieces of the embedded photos (n, channels, side, side) uint8, half the photos' size, made darker by ``dim``; "train" and "test" share no photo."""
-    from paperlib.core.images import imresize, rgb_to_y
-
     photos = [p for _, p in dataset("photos", split=split) if p.ndim == 3 or channels == 1]                   # a grey photo is no colour
     photos = [imresize((rgb_to_y(p) if p.ndim == 3 and channels == 1 else p) / 255.0, 0.5) for p in photos]
     photos = [p if p.ndim == 3 else p[..., None] for p in photos if min(p.shape[:2]) >= side]
@@ -188,11 +193,11 @@ def photo_crops(n: int, side: int, split: str = "train", channels: int = 1, dim:
     return torch.from_numpy(np.round(np.clip(np.stack(crops), 0, 1) * (255 * dim)).astype(np.uint8).transpose(0, 3, 1, 2).copy())
 
 # %% ../../nbs/core/video.ipynb #worlds
-WORLDS = ("digits", "letters", "crops", "digits on photos")
+WORLDS = ("digits", "letters", "crops", "digits_on_photos")
 
 
 def moving(world: str = "digits", split: str = "train", frames: int = 20, size: int = 64, objects: int = 2, speed: float = 0.1) -> MovingSprites:
-    """Return the generator of a world of ``WORLDS``: digits, letters, crops (opaque pieces of photos), or digits on photos; letters have no split.
+    """Return the generator of a world of ``WORLDS``: digits, letters, crops (opaque pieces of photos), or digits_on_photos; letters have no split. Figures are 28 pixels wide in a frame of 64, and in proportion in others.
 
     Raises
     ------
@@ -201,10 +206,14 @@ def moving(world: str = "digits", split: str = "train", frames: int = 20, size: 
     """
     if world not in WORLDS or split not in ("train", "test"):
         raise ValueError(f"world={world!r}, split={split!r}: expected one of {', '.join(WORLDS)}, and train or test")
+    side = round(28 * size / 64)
     if world == "crops":
-        return MovingSprites(photo_crops(400, 28, split), frames, size, objects, opaque=True, speed=speed)
-    ground = photo_crops(400, size, split, dim=0.6, seed=1) if world == "digits on photos" else None
-    return MovingSprites(letter_sprites() if world == "letters" else digit_sprites(split), frames, size, objects, ground, speed=speed)
+        return MovingSprites(photo_crops(400, side, split), frames, size, objects, opaque=True, speed=speed)
+    ground = photo_crops(400, size, split, dim=0.6, seed=1) if world == "digits_on_photos" else None
+    figures = letter_sprites() if world == "letters" else digit_sprites(split)
+    if side != 28:
+        figures = F.interpolate(figures.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 255).round().byte()
+    return MovingSprites(figures, frames, size, objects, ground, speed=speed)
 
 # %% ../../nbs/core/video.ipynb #baselines
 def repeat_last(past: Tensor, frames_out: int) -> Tensor:
@@ -233,10 +242,9 @@ class ConstantMean:
         return self.picture.to(past).expand(len(past), frames_out, -1, -1, -1)
 
 
-def baselines_of(train: MovingSprites, n: int = 1000, seed: int = 1) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Return name -> forecast; the constant picture is the mean of ``n`` clips of a generator."""
-    total = sum(train.draw(min(100, n - i), (seed, i)).frames.mean((0, 1)) * min(100, n - i) for i in range(0, n, 100)) / n
-    return {"last": repeat_last, "mean": mean_of_inputs, "black": black, "constant": ConstantMean(total[None, None])}
+def baselines_of(picture: Tensor) -> dict[str, Callable[[Tensor, int], Tensor]]:
+    """Return name -> forecast: last, mean, black, constant; the last one is ``picture`` (C, H, W), the mean frame of what was trained on."""
+    return {"last": repeat_last, "mean": mean_of_inputs, "black": black, "constant": ConstantMean(picture[None, None])}
 
 # %% ../../nbs/core/video.ipynb #frames-of
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
