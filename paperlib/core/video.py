@@ -24,11 +24,14 @@ from torch import Tensor, nn
 
 from .data import dataset, read_image
 from .images import imresize, rgb_to_y
+from .metrics import mae_sum_frame, mse_sum_frame, psnr, psnr_uint8_wrapped, ssim, ssim_legacy
+from .training import Batches
 
 # %% auto #0
-__all__ = ['WORLDS', 'bounce', 'Clips', 'MovingSprites', 'digit_sprites', 'letter_sprites', 'photo_crops', 'moving',
-           'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video', 'video_length',
-           'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'Cost', 'cost']
+__all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digit_sprites', 'letter_sprites', 'photo_crops',
+           'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
+           'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'by_frame',
+           'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost']
 
 # %% ../../nbs/core/video.ipynb #motion
 def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
@@ -447,6 +450,65 @@ def read_human36m(folder: str | os.PathLike, split: str = "train", frames: int =
             raise (ValueError if files else FileNotFoundError)(f"{place}: {len(files)} frames; line {number} of {split}.txt needs {first + span}")
         clips.append(lambda files=files[first:first + span:step]: _sized(np.stack([read_image(f, "RGB") for f in files]), size, 3))
     return Windows(clips, frames, lengths=[frames] * len(clips))
+
+# %% ../../nbs/core/video.ipynb #scores
+SCORES = {"mse_sum_frame": mse_sum_frame, "mae_sum_frame": mae_sum_frame, "ssim": ssim, "ssim_legacy": ssim_legacy, "psnr": psnr, "psnr_uint8_wrapped": psnr_uint8_wrapped}
+
+
+def by_frame(values: Tensor) -> dict[str, float]:
+    """Return frame ahead -> mean over clips, of (N, T)."""
+    return {f"{t + 1:02d}": v for t, v in enumerate(values.mean(0).tolist())}
+
+
+def scores(forecast: Tensor, truth: Tensor) -> dict[str, dict[str, float]]:
+    """Return each score of ``SCORES`` by frame; SSIM and PSNR of forecasts clipped to [0, 1], sums of errors of forecasts as they are."""
+    clipped = forecast.clamp(0, 1)
+    return {name: by_frame(f(forecast if "sum" in name else clipped, truth)) for name, f in SCORES.items()}
+
+
+def apart(forecast: Tensor, truth: Tensor, figure: Tensor) -> tuple[float, float]:
+    """Return the squared error summed over a frame's figures and over its ground: means over clips and frames."""
+    error = (forecast - truth).square().sum(2, keepdim=True)
+    on = figure > 0
+    return tuple((error * part).sum((2, 3, 4)).mean().item() for part in (on, ~on))
+
+
+@torch.no_grad()
+def predict(model: Callable, clips: Tensor, frames_in: int, frames_out: int, device: torch.device, batch: int = 20) -> Tensor:
+    """Return the forecasts (N, frames_out, C, H, W) of clips whose first ``frames_in`` frames are given; on the CPU."""
+    return torch.cat([model(part[:, :frames_in].to(device), frames_out).cpu() for part in clips.split(batch)])
+
+# %% ../../nbs/core/video.ipynb #material
+SETS = ("moving_mnist", "taxibj", "kth", "human36m")
+
+
+class Material(NamedTuple):
+    """``batches`` for `fit`, ``test`` (N, T, C, H, W), its ``figure`` (N, T, 1, H, W) or None, and ``baselines``, name -> forecast."""
+
+    batches: Callable[..., Tensor]
+    test: Tensor
+    figure: Tensor | None
+    baselines: dict[str, Callable[[Tensor, int], Tensor]]
+
+
+def material(data: str, size: int, frames: int, ahead: int, batch_size: int, test_clips: int, seed: int) -> Material:
+    """Return the material of a run: training clips of ``frames`` frames, test clips of ``ahead`` frames (of a set: as long as the set has them).
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    FileNotFoundError
+        A set that is not here, with where it may be had.
+    """
+    if data in WORLDS or data == "moving_mnist":
+        world = moving("digits" if data == "moving_mnist" else data, "train", frames, size)
+        test, figure = (dataset(data).clips(test_clips), None) if data == "moving_mnist" else moving(data, "test", ahead, size).draw(test_clips, 0)
+        return Material(world.stream(batch_size, seed), test, figure, baselines_of(world.mean()))
+    if data not in SETS:
+        raise ValueError(f"data={data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
+    found = {split: dataset(data, split=split) for split in ("train", "test")}
+    return Material(Batches(found["train"], batch_size, seed), found["test"].clips(test_clips), None, baselines_of(found["train"].clips(300).mean((0, 1))))
 
 # %% ../../nbs/core/video.ipynb #cost
 class Cost(NamedTuple):

@@ -12,25 +12,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.data import dataset
 from ..core.layers import Mlp, WindowAttention
-from ..core.metrics import mae_sum_frame, mse_sum_frame, psnr, psnr_uint8_wrapped, ssim, ssim_legacy
+from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import Batches, fit, save_weights
-from ..core.video import WORLDS, baselines_of, black, cost, mean_of_inputs, moving, repeat_last
+from ..core.training import fit, save_weights
+from ..core.video import SETS, WORLDS, Material, apart, black, by_frame, cost, material, mean_of_inputs, moving, predict, repeat_last, scores
 
 # %% auto #0
-__all__ = ['TRANSLATORS', 'SCORES', 'SETS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock',
-           'Encoder', 'Decoder', 'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator',
-           'AttentionTranslator', 'SimVP', 'our_name', 'by_frame', 'scores', 'apart', 'SimVPPreset', 'require_sound',
-           'Material', 'material', 'Keep', 'network', 'train', 'predict', 'mixtures', 'experiment', 'elsewhere',
-           'mixed']
+__all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
+           'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator', 'AttentionTranslator',
+           'SimVP', 'our_name', 'SimVPPreset', 'require_sound', 'Keep', 'network', 'train', 'mixtures', 'experiment',
+           'elsewhere', 'mixed']
 
 # %% ../../nbs/sequence/simvp.ipynb #conv-block
 def strides(n: int) -> tuple[int, ...]:
@@ -372,27 +369,6 @@ def our_name(key: str) -> str:
             break
     return key
 
-# %% ../../nbs/sequence/simvp.ipynb #score
-SCORES = {"mse_sum_frame": mse_sum_frame, "mae_sum_frame": mae_sum_frame, "ssim": ssim, "ssim_legacy": ssim_legacy, "psnr": psnr, "psnr_uint8_wrapped": psnr_uint8_wrapped}
-
-
-def by_frame(values: Tensor) -> dict[str, float]:
-    """Return frame ahead -> mean over clips, of (N, T)."""
-    return {f"{t + 1:02d}": v for t, v in enumerate(values.mean(0).tolist())}
-
-
-def scores(forecast: Tensor, truth: Tensor) -> dict[str, dict[str, float]]:
-    """Return each score of ``SCORES`` by frame; SSIM and PSNR of forecasts clipped to [0, 1], sums of errors of forecasts as they are."""
-    clipped = forecast.clamp(0, 1)
-    return {name: by_frame(f(forecast if "sum" in name else clipped, truth)) for name, f in SCORES.items()}
-
-
-def apart(forecast: Tensor, truth: Tensor, figure: Tensor) -> tuple[float, float]:
-    """Return the squared error summed over a frame's figures and over its ground: means over clips and frames."""
-    error = (forecast - truth).square().sum(2, keepdim=True)
-    on = figure > 0
-    return tuple((error * part).sum((2, 3, 4)).mean().item() for part in (on, ~on))
-
 # %% ../../nbs/sequence/simvp.ipynb #paper
 @dataclass(frozen=True)
 class SimVPPreset(Preset):
@@ -418,7 +394,6 @@ class SimVPPreset(Preset):
     elsewhere: bool = True  # the other worlds are scored too
 
 
-SETS = ("moving_mnist", "taxibj", "kth", "human36m")
 SHORT = "elsewhere=False, long=10, N_S=2, size=32, steps=500"
 RNN_SET = f"hid_T=48, translator='rnn', {SHORT}"
 RNN = f"mse_sum_frame({RNN_SET})"
@@ -487,29 +462,6 @@ def require_sound(preset: SimVPPreset) -> None:
     if preset.data in WORLDS:
         network(preset, 1, (preset.size, preset.size))                                    # what does not fit together, says so here
 
-# %% ../../nbs/sequence/simvp.ipynb #world
-class Material(NamedTuple):
-    """What a preset trains and tests on: ``batches`` for `fit`, ``test`` (N, T, C, H, W), its ``figure`` (N, T, 1, H, W) or None, and ``baselines``."""
-
-    batches: Callable[..., Tensor]
-    test: Tensor
-    figure: Tensor | None
-    baselines: dict[str, Callable[[Tensor, int], Tensor]]
-
-
-def material(preset: SimVPPreset, seed: int) -> Material:
-    """Return the clips of a preset; those of a test set are drawn with a seed of their own, the same for every run."""
-    ahead = max(preset.frames_out, preset.long)
-    if preset.data in WORLDS or preset.data == "moving_mnist":
-        world = "digits" if preset.data == "moving_mnist" else preset.data
-        train = moving(world, "train", preset.frames_in + preset.frames_out, preset.size)
-        drawn = moving(world, "test", preset.frames_in + ahead, preset.size).draw(preset.test_clips, 0)
-        test, figure = (dataset(preset.data).clips(preset.test_clips), None) if preset.data == "moving_mnist" else drawn
-        return Material(train.stream(preset.batch_size, seed), test, figure, baselines_of(train.mean()))
-    found = {s: dataset(preset.data, split=s) for s in ("train", "test")}
-    mean = found["train"].clips(300).mean((0, 1))
-    return Material(Batches(found["train"], preset.batch_size, seed), found["test"].clips(preset.test_clips), None, baselines_of(mean))
-
 # %% ../../nbs/sequence/simvp.ipynb #train
 class Keep:
     """A hook for `fit` that keeps the weights after a number of steps."""
@@ -542,12 +494,6 @@ def train(model: SimVP, batches: Callable[..., Tensor], preset: SimVPPreset, see
     loss = lambda net, clips: F.mse_loss(net(clips[:, :n], m), clips[:, n:n + m])
     return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=hooks, desc=desc)
 
-
-@torch.no_grad()
-def predict(model: Callable, clips: Tensor, frames_in: int, frames_out: int, device: torch.device, batch: int = 20) -> Tensor:
-    """Return the forecasts (N, frames_out, C, H, W) of clips whose first ``frames_in`` frames are given; on the CPU."""
-    return torch.cat([model(part[:, :frames_in].to(device), frames_out).cpu() for part in clips.split(batch)])
-
 # %% ../../nbs/sequence/simvp.ipynb #mixtures
 PARTS = ("encoder", "translator", "decoder")
 
@@ -561,8 +507,9 @@ def mixtures(early: Mapping[str, Tensor], late: Mapping[str, Tensor]) -> dict[st
 def experiment(preset: SimVPPreset, seed: int, device: torch.device) -> dict:
     """Train as the preset says; score by frame, beside forecasts without a network, further ahead, on other worlds, and with early and late parts mixed."""
     require_sound(preset)
-    given = material(preset, seed)
-    n, m, clips = preset.frames_in, preset.frames_out, given.test
+    n, m = preset.frames_in, preset.frames_out
+    given = material(preset.data, preset.size, n + m, n + max(m, preset.long), preset.batch_size, preset.test_clips, seed)
+    clips = given.test
     model = network(preset, clips.shape[2], clips.shape[3:])
     keep = Keep(round(preset.early * preset.steps))
     started = time.perf_counter()
