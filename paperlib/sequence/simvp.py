@@ -290,6 +290,8 @@ class SimVP(nn.Module):
             raise ValueError(f"shape_in={tuple(shape_in)}, hid_S={hid_S}, hid_T={hid_T}, N_S={N_S}, N_T={N_T}, groups={groups}: expected 1 or more")
         if N_S < 2 and variant == "openstl":
             raise ValueError(f"N_S={N_S}: OpenSTL's decoder needs two blocks or more")
+        if norm and hid_S % 2:
+            raise ValueError(f"hid_S={hid_S}: the norms of encoder and decoder have two groups, so expected an even number")
         T, C, H, W = self.shape_in = tuple(shape_in)
         self.stride = 2 ** (N_S // 2)
         if H % self.stride or W % self.stride:

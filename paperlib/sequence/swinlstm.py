@@ -190,7 +190,7 @@ class SwinLSTM(nn.Module):
             raise ValueError(f"depths={tuple(depths)}: more than one cell needs a way up, depths_up")
         self.size, self.channels = size, in_chans
         at = lambda i: (size[0] // patch_size // 2**i, size[1] // patch_size // 2**i)
-        rates = lambda n: torch.linspace(0, drop_path_rate, n).tolist()
+        rates = lambda n: [drop_path_rate * i / max(1, n - 1) for i in range(n)]
         make = lambda i, depth, heads, rate: Cell(ConvMixer(embed_dim * 2**i, depth) if mixer == "conv" else SwinMixer(embed_dim * 2**i, at(i), depth, heads, window_size, rate))
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         falls = rates(sum(depths)) if up else [drop_path_rate] * sum(depths)
@@ -263,10 +263,10 @@ class SwinLSTM(nn.Module):
         if kind not in ("B", "D"):
             raise ValueError(f"kind={kind!r}: expected B or D")
         heads = num_heads or ((4,) if kind == "B" else (4, 8))
-        model = cls(img_size, patch_size, in_chans, embed_dim, depths if kind == "B" else depths_downsample, None if kind == "B" else depths_upsample, heads, window_size, drop_path_rate)
         other = "Downsample" if kind == "B" else "ST"
         if any(k.startswith(f"{other}.") for k in state):
             raise ValueError(f"these are weights of kind {'D' if kind == 'B' else 'B'} ({other}...): pass kind={'D' if kind == 'B' else 'B'!r}")
+        model = cls(img_size, patch_size, in_chans, embed_dim, depths if kind == "B" else depths_downsample, None if kind == "B" else depths_upsample, heads, window_size, drop_path_rate)
         dead = [k for k in state if re.search(r"layers\.\d+\.Swin\.layers\.\d*[13579]\.red\.", k) or k.startswith("Upsample.patch_embed.")]
         kept = {our_name(k): v for k, v in state.items() if k not in dead and not k.endswith(("relative_position_index", "attn_mask"))}
         wanted = model.state_dict()

@@ -1,0 +1,232 @@
+"""PhyDNet against the authors' numbers, moments and derivatives, the equation inside the cell, and input that should be refused."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from math import factorial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from paperlib.sequence import phydnet
+from paperlib.sequence.phydnet import PAPER, ConvLSTMCell, Forcing, PhyCell, PhyDNet, PixelPhysics, derivatives, kernel_to_moments, moment_loss, moments_to_kernel, our_name
+
+
+def golden(shared, case):
+    path = shared / "golden" / f"phydnet__{case}.npz"
+    with np.load(path) as z:
+        arrays = {k: torch.from_numpy(z[k]) for k in z.files}
+    return {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}, arrays, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def near(found, arrays, card, name):
+    assert (found - arrays[f"output.{name}"]).abs().max() <= card["suggested_atol"][name], name
+
+
+@torch.no_grad()
+def test_frames_branches_and_states_of_the_official_code(shared):
+    state, arrays, card = golden(shared, "encoder_rnn")
+    model, x = PhyDNet.from_official(state, card["config"]["phycell"], card["config"]["convcell"]), arrays["input.x"]
+    steps, carried = [], None
+    for t in range(4):
+        steps.append(model.step(x[:, t], carried))
+        carried = steps[-1].state
+    for name, field in (("output_image", "image"), ("out_phys", "physical"), ("out_conv", "residual")):
+        near(torch.stack([getattr(s, field) for s in steps], 1), arrays, card, name)
+    near(carried.physical[0][0], arrays, card, "phycell_H")
+    near(carried.residual[-1][0], arrays, card, "convcell_H_last")
+    near(carried.residual[-1][1], arrays, card, "convcell_C_last")
+    near(model.moment_loss(each=True), arrays, card, "moment_loss_per_input_channel")
+
+
+@torch.no_grad()
+def test_training_losses_of_the_official_code(shared):
+    state, arrays, card = golden(shared, "encoder_rnn")
+    model, x, y = PhyDNet.from_official(state, card["config"]["phycell"], card["config"]["convcell"]), arrays["input.x"], arrays["input.target"]
+    frames = torch.cat([x[:, 1:], y], 1)
+    for name, truth in (("teacher_forcing", y), ("free_running", None)):
+        errors = (model(x, 3, truth, all_steps=True) - frames).square().mean((0, 2, 3, 4))
+        near((errors.sum() + model.moment_loss()) / 3, arrays, card, f"train_on_batch_{name}")
+
+
+def test_the_physical_cell_of_the_official_code(shared):
+    state, arrays, card = golden(shared, "phycell")
+    cell, h = PhyCell(8), torch.zeros(2, 8, 9, 11)
+    cell.load_state_dict({our_name(f"phycell.{k}").removeprefix("physical.cells.0."): v for k, v in state.items()})
+    with torch.no_grad():
+        for t in range(4):
+            E = arrays["input.x"][:, t]
+            assert (cell.gain(E, h, cell.predicted(h)) - arrays["output.gate_K"][t]).abs().max() <= card["suggested_atol"]["gate_K"]
+            (h,) = cell(E, (h,))
+            assert (h - arrays["output.H"][t, 0]).abs().max() <= card["suggested_atol"]["H"]
+
+
+def test_the_residual_cells_of_the_official_code(shared):
+    state, arrays, card = golden(shared, "convlstm")
+    cells = [ConvLSTMCell(a, b) for a, b in ((5, 8), (8, 12), (12, 6))]
+    for i, cell in enumerate(cells):
+        cell.load_state_dict({our_name(f"convcell.{k}").removeprefix(f"residual.cells.{i}."): v for k, v in state.items() if f"cell_list.{i}." in k})
+    states, tops = [c.start(arrays["input.x"][:, 0]) for c in cells], []
+    with torch.no_grad():
+        for t in range(4):
+            x = arrays["input.x"][:, t]
+            for i, cell in enumerate(cells):
+                states[i] = cell(x, states[i])
+                x = states[i][0]
+            tops.append(x)
+    near(torch.stack(tops, 1), arrays, card, "H_top")
+    for i, (h, c) in enumerate(states):
+        near(h, arrays, card, f"H{i}_last")
+        near(c, arrays, card, f"C{i}_last")
+
+
+def test_moments_of_the_official_code(shared):
+    _, arrays, card = golden(shared, "moments")
+    for name in "ab":
+        near(kernel_to_moments(arrays[f"input.{name}"]), arrays, card, f"k2m_{name}")
+        near(moments_to_kernel(arrays[f"input.{name}"]), arrays, card, f"m2k_{name}")
+    near(derivatives(), arrays, card, "delta_kernels_7x7")
+
+
+def test_moments_by_the_double_sum_and_rational_kernels():
+    w = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for i in range(5):
+        for j in range(7):
+            wanted = sum((u - 2) ** i * (v - 3) ** j * w[u, v] for u in range(5) for v in range(7)) / (factorial(i) * factorial(j))
+            assert kernel_to_moments(w)[i, j] == pytest.approx(wanted.item(), abs=1e-12)
+    assert torch.allclose(moments_to_kernel(kernel_to_moments(w)), w, atol=1e-12)
+    rows = {1: "-1/60 3/20 -3/4 0 3/4 -3/20 1/60", 2: "1/90 -3/20 3/2 -49/18 3/2 -3/20 1/90", 3: "1/8 -1 13/8 0 -13/8 1 -1/8", 5: "-1/2 2 -5/2 0 5/2 -2 1/2", 6: "1 -6 15 -20 15 -6 1"}
+    for order, text in rows.items():
+        assert derivatives()[order, 3].tolist() == pytest.approx([float(Fraction(q)) for q in text.split()], abs=1e-11)
+        assert torch.allclose(derivatives()[7 * order][:, 3], derivatives()[order][3], atol=1e-11)  # the first index counts rows
+
+
+def test_the_moment_loss_of_each_channel_by_a_loop():
+    weight = torch.randn(49, 5, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    unit = torch.eye(49, dtype=torch.float64).view(49, 7, 7)
+    looped = torch.stack([F.mse_loss(torch.stack([kernel_to_moments(weight[n, b]) for n in range(49)]), unit) for b in range(5)])
+    assert torch.allclose(moment_loss(weight, each=True), looped, rtol=1e-12)
+    assert torch.allclose(torch.autograd.grad(moment_loss(weight), weight)[0], torch.autograd.grad(looped.sum(), weight)[0], rtol=1e-9)
+    torch.manual_seed(0)
+    assert moment_loss(nn.Conv2d(64, 49, 7).weight).item() == pytest.approx(4.968353, abs=2e-6)
+    with pytest.raises(ValueError, match="derivatives need"):
+        moment_loss(torch.zeros(48, 3, 7, 7))
+
+
+def test_the_cell_is_eulers_step_of_the_heat_equation():
+    cell = PhyCell(2, norm=False).double()
+    with torch.no_grad():
+        for p in cell.parameters():
+            p.zero_()
+        cell.derive.weight[:, 0] = derivatives()
+        cell.combine.weight[0, [2, 14]] = 0.1
+        h = torch.randn(1, 2, 12, 12, dtype=torch.float64)
+        laplace = F.conv2d(h[:, :1], derivatives()[[2, 14]].sum(0)[None, None], padding=3)
+        assert torch.allclose(cell(None, (h,), correct=False)[0], torch.cat([h[:, :1] + 0.1 * laplace, h[:, 1:]], 1), atol=1e-14)
+
+
+def test_parameters_names_and_multiply_adds():
+    with torch.device("meta"):
+        model = PhyDNet()
+        found = phydnet.cost(Nineteen(model), torch.empty(1, 10, 1, 64, 64), rounds=0)
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert (count(model), len(model.state_dict())) == (3_091_732, 68)
+    assert (count(model.physical.cells), count(model.residual.cells), count(model.encoder), count(model.decoder), count(model.physical.inward)) == (230_803, 2_508_032, 28_320, 28_129, 74_112)
+    assert found.gmacs == pytest.approx(15.85, rel=0.02)
+
+
+class Nineteen(nn.Module):
+    """The steps of a clip from ten frames to ten as the released code takes them, which paints the branches apart each time."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        state = None
+        for t in range(19):
+            step = self.model.step(x[:, t % 10], state)
+            state = step.state
+        return step.image
+
+
+@pytest.mark.parametrize("branches", phydnet.BRANCHES)
+@pytest.mark.parametrize("gate", ["sigmoid", "tanh"])
+def test_all_frames_at_once_are_the_steps_one_by_one(branches, gate):
+    torch.manual_seed(0)
+    net, clip = PhyDNet(2, hidden=(16, 32), width=32, branches=branches, gate=gate).double(), torch.rand(2, 5, 2, 12, 8, dtype=torch.float64)
+    carried, found = None, []
+    for t in range(5):
+        step = net.step(clip[:, t], carried)
+        carried = step.state
+        found.append(step.image)
+    found = torch.stack(found, 1)
+    assert torch.allclose(net(clip[:, :2], 4, clip[:, 2:], all_steps=True), found, atol=1e-12)
+    free = net(clip[:, :2], 2)
+    assert torch.allclose(free[:, 0], found[:, 1], atol=1e-12) and free.shape == (2, 2, 2, 12, 8)
+    one = torch.autograd.grad(found.square().mean(), list(net.parameters()), allow_unused=True)
+    two = torch.autograd.grad(net(clip, 1, all_steps=True).square().mean(), list(net.parameters()), allow_unused=True)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(one, two) if a is not None)
+    assert (step.physical is None) == (branches == "residual") and (step.residual is None) == (branches == "physical")
+
+
+def test_without_correction_the_physical_branch_does_not_see_its_input():
+    net = PhyDNet(hidden=(32,), width=32, branches="physical").eval()
+    a, b = torch.rand(2, 1, 1, 8, 8)
+    carried = net.step(a).state
+    assert torch.equal(net.step(a, carried, correct=False).image, net.step(b, carried, correct=False).image)
+    assert not torch.equal(net.step(a, carried).image, net.step(b, carried).image)
+
+
+def test_the_cell_on_pixels():
+    net, clip = PixelPhysics(1), torch.rand(2, 3, 1, 9, 9)
+    assert net(clip, 2).shape == (2, 2, 1, 9, 9) and net(clip, 2, all_steps=True).shape[1] == 4 and net.moment_loss() > 0
+
+
+def test_forcing_falls_and_survives_a_restart():
+    forced = Forcing(100, 3)
+    said = []
+    for step in range(200):
+        said.append(forced())
+        forced.on_step(None, None, step + 1)
+    assert all(said[:3]) and 30 <= sum(said[:100]) <= 70 and not any(said[100:])
+    again = Forcing(100, 3)
+    again.load_state_dict({"done": 50})
+    assert again() == said[50]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda s: s.pop("decoder_D.upc3.bias"), r"lacks 'decoder\.2\.bias'"), (lambda s: s.update(head=torch.zeros(1)), "has 'head'"),
+    (lambda s: s.update({"convcell.cell_list.0.conv.bias": torch.zeros(3)}), "check phycell and convcell")])
+def test_files_of_another_network(shared, change, message):
+    state, _, card = golden(shared, "encoder_rnn")
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        PhyDNet.from_official(state, card["config"]["phycell"], card["config"]["convcell"])
+
+
+@pytest.mark.parametrize(("args", "message"), [({"hidden": (16,)}, r"hidden=\(16,\)"), ({"branches": "one"}, "branches='one'"), ({"width": 40, "hidden": (40,)}, "width=40"), ({"gate": "relu"}, "relu"),
+                                               ({"kernel_size": 4}, "kernel_size=4")])
+def test_bad_networks_are_refused_by_name(args, message):
+    with pytest.raises(ValueError, match=message):
+        PhyDNet(**args)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"data": "planets"}, "planets"), ({"size": 30}, "size=30"), ({"steps": 0}, "steps=0"), ({"forced": 2.0}, "forced=2.0"), ({"space": "pixels"}, "pixels"), ({"hidden": (9,)}, r"hidden=\(9,\)")])
+def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
+    monkeypatch.setattr(phydnet, "train", lambda *a: pytest.fail("training was started"))
+    with pytest.raises(ValueError, match=message):
+        phydnet.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+def test_frames_that_do_not_fit():
+    net = PhyDNet(hidden=(32,), width=32)
+    for x, message in ((torch.rand(1, 1, 10, 8), r"\(1, 1, 10, 8\)"), (torch.rand(1, 2, 8, 8), r"\(1, 2, 8, 8\)")):
+        with pytest.raises(ValueError, match=message):
+            net.step(x)
+    with pytest.raises(ValueError, match="frames_out=0"):
+        net(torch.rand(1, 2, 1, 8, 8), 0)

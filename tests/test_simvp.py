@@ -1,0 +1,150 @@
+"""SimVP against the authors' numbers, its variants and translators, any number of frames, and input that should be refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from paperlib.core.video import SETS
+from paperlib.sequence import simvp
+from paperlib.sequence.simvp import PAPER, ConvBlock, Inception, LSTMTranslator, SimVP, mixtures, our_name, split_conv
+
+
+def golden(shared):
+    path = shared / "golden" / "simvp__tiny.npz"
+    with np.load(path) as z:
+        arrays = {k: torch.from_numpy(z[k]) for k in z.files}
+    return {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}, arrays, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_outputs_of_the_official_code(shared):
+    state, arrays, card = golden(shared)
+    model, x = SimVP.from_official(state, **card["config"]["model"]), arrays["input.x"]
+    assert not model.training and sum(p.numel() for p in model.parameters()) == card["n_parameters"]
+    with torch.no_grad():
+        latent, _ = model.encoder(x.flatten(0, 1))
+        hidden = model.translator(latent.unflatten(0, x.shape[:2]))
+        for name, found in (("embed", latent), ("hid", hidden), ("y", model(x))):
+            assert (found - arrays[f"output.{name}"]).abs().max() <= card["suggested_atol"][name]
+
+
+def test_gradients_of_the_official_code(shared):
+    state, arrays, card = golden(shared)
+    model = SimVP.from_official(state, **card["config"]["model"]).double()
+    (0.5 * model(arrays["input.x"].double()).square().mean()).backward()
+    ours = dict(model.named_parameters())
+    for name, norm in card["grad"]["l2_norm"].items():
+        assert ours[our_name(name)].grad.norm().item() == pytest.approx(norm, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "sizes", "count", "keys"), [
+    ((10, 1, 64, 64), (64, 256, 4, 8), 15_778_433, 322), ((10, 1, 64, 64), (64, 512, 4, 8), 57_761_409, 322), ((10, 1, 64, 64), (64, 512, 4, 3), 22_307_969, 142),
+    ((4, 2, 32, 32), (32, 256, 2, 8), 13_776_386, 306), ((10, 1, 128, 128), (64, 256, 2, 4), 8_526_721, 162), ((4, 3, 128, 128), (64, 512, 4, 6), 40_971_651, 250), ((10, 1, 64, 64), (16, 64, 4, 3), 436_065, 142)])
+def test_parameters_of_the_released_settings(shape, sizes, count, keys):
+    with torch.device("meta"):
+        model = SimVP(shape, *sizes)
+    assert (sum(p.numel() for p in model.parameters()), len(model.state_dict())) == (count, keys)
+
+
+def test_multiply_adds_of_a_clip():
+    with torch.device("meta"):
+        for sizes, gmacs in (((64, 256, 4, 8), 8.69), ((64, 512, 4, 8), 19.43)):
+            found = simvp.cost(SimVP((10, 1, 64, 64), *sizes), torch.empty(1, 10, 1, 64, 64), rounds=0)
+            assert found.gmacs == pytest.approx(gmacs, abs=0.006)
+
+
+def test_an_inception_written_out():
+    torch.manual_seed(0)
+    net, x = Inception(6, 8, 16).double(), torch.randn(2, 6, 9, 7, dtype=torch.float64)
+    z = F.conv2d(x, net.reduce.weight, net.reduce.bias)
+    wanted = sum(F.leaky_relu(F.group_norm(F.conv2d(z, b["conv"].weight, b["conv"].bias, padding=k // 2, groups=8), 8, b["norm"].weight, b["norm"].bias), 0.2)
+                 for k, b in zip((3, 5, 7, 11), net.branches))
+    assert torch.allclose(net(x), wanted, atol=1e-12) and torch.allclose(net(x[:, :2], x[:, 2:]), wanted, atol=1e-12)
+    assert Inception(6, 6, 16).branches[0]["conv"].groups == 1  # groups that do not divide the hidden channels
+
+
+def test_blocks_and_their_sizes():
+    x = torch.rand(1, 3, 7, 9)
+    for stride, up, size in ((1, None, (7, 9)), (2, None, (4, 5)), (2, "transposed", (14, 18)), (1, "transposed", (7, 9)), (2, "shuffle", (14, 18))):
+        assert ConvBlock(3, 4, stride, up)(x).shape[2:] == size
+    conv = torch.nn.Conv2d(6, 5, 3, padding=1).double()
+    parts = torch.randn(3, 2, 2, 8, 8, dtype=torch.float64).unbind(0)
+    assert torch.allclose(split_conv(conv, *parts), conv(torch.cat(parts, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize("translator", ["cnn", "rnn", "attention"])
+@pytest.mark.parametrize("variant", ["official", "openstl"])
+def test_translators_and_variants_learn(translator, variant):
+    torch.manual_seed(0)
+    model = SimVP((4, 1, 20, 12), 8, 16, 2, 2, translator=translator, variant=variant, skip="add" if variant == "openstl" else "concat")
+    clip = torch.rand(2, 8, 1, 20, 12)
+    assert model(clip[:, :4], 6).shape == (2, 6, 1, 20, 12)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(8):
+        loss = F.mse_loss(model(clip[:, :4]), clip[:, 4:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and all(p.grad is not None for p in model.parameters())
+
+
+def test_the_recurrent_translator_runs_on():
+    net, z = LSTMTranslator(3, 4, 5, 2).double(), torch.randn(1, 3, 4, 4, 4, dtype=torch.float64)
+    assert torch.allclose(net(z, 2), net(z, 6)[:, :2]) and net(z, 6).shape[1] == 6
+
+
+def test_any_number_of_frames_without_memory_of_them():
+    model = SimVP((4, 1, 16, 16), 8, 16, 2, 2).eval()
+    x = torch.rand(1, 4, 1, 16, 16)
+    with torch.no_grad():
+        long = model(x, 100)
+        assert long.shape[1] == 100 and torch.allclose(long[:, 4:8], model(long[:, :4]), atol=1e-5)
+
+
+def test_early_and_late_parts_are_mixed():
+    early, late = ({k: torch.full_like(v, n) for k, v in SimVP((2, 1, 8, 8), 8, 8, 2, 1).state_dict().items()} for n in (0.0, 1.0))
+    mixed = mixtures(early, late)
+    assert list(mixed) == ["EEE", "EEL", "ELE", "ELL", "LEE", "LEL", "LLE", "LLL"]
+    for name, state in mixed.items():
+        for key, value in state.items():
+            assert value.unique().tolist() == [float(name[simvp.PARTS.index(key.split(".")[0])] == "L")]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda s, c: s.pop("dec.readout.bias"), "lacks 'decoder.readout.bias'"), (lambda s, c: s.update(head=torch.zeros(1)), "has 'head'"), (lambda s, c: c.update(hid_T=64), "check shape_in, hid_S, hid_T"),
+    (lambda s, c: c.update(N_T=3), r"lacks 'translator\.decoder\.2"), (lambda s, c: c.update(variant="openstl"), "authors variant"),
+    (lambda s, c: s.update({"dec.dec.0.conv.conv.0.weight": torch.zeros(1)}), "OpenSTL variant")])
+def test_files_of_another_network(shared, change, message):
+    state, _, card = golden(shared)
+    config = dict(card["config"]["model"])
+    change(state, config)
+    with pytest.raises(ValueError, match=message):
+        SimVP.from_official(state, **config)
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    ({"skip": "sum"}, "skip='sum'"), ({"translator": "gru"}, "gru"), ({"variant": "mine"}, "mine"), ({"hid_S": 0}, "hid_S=0"), ({"kernels": (4,)}, r"kernels=\(4,\)"), ({"kernels": ()}, r"kernels=\(\)"),
+    ({"shape_in": (10, 1, 30, 64)}, "30×64"), ({"hid_S": 9}, "hid_S=9"), ({"hid_S": 10}, "100 channels do not divide into 8 groups")])
+def test_bad_networks_are_refused_by_name(args, message):
+    with pytest.raises(ValueError, match=message):
+        SimVP(**args)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"data": "planets"}, "planets"), ({"size": 30}, "30×30"), ({"steps": 0}, "steps=0"), ({"lr": 0.0}, "lr=0.0"), ({"early": 1.0}, "early=1.0"), ({"skip": "sum"}, "sum"), ({"frames_in": 3, "hid_S": 10}, "30 channels")])
+def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
+    monkeypatch.setattr(simvp, "train", lambda *a: pytest.fail("training was started"))
+    with pytest.raises(ValueError, match=message):
+        simvp.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_that_is_not_here_says_where_it_may_be_had(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="was not found"):
+        simvp.experiment(replace(PAPER.presets["small"], data=name, size=64), 0, torch.device("cpu"))

@@ -1,0 +1,163 @@
+"""SwinLSTM against the authors' numbers, the cell and its block by brute force, and input that should be refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from paperlib.sequence import swinlstm
+from paperlib.sequence.swinlstm import PAPER, Cell, ConvMixer, PatchExpanding, PatchMerging, SwinBlock, SwinLSTM, SwinMixer, our_name
+
+
+def golden(shared, case):
+    path = shared / "golden" / f"swinlstm__{case}.npz"
+    with np.load(path) as z:
+        arrays = {k: torch.from_numpy(z[k]) for k in z.files}
+    return {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}, arrays, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+CELLS = {"b_tiny": ("0",), "d_tiny": ("_down0", "_down1", "_up0", "_up1")}
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_frames_and_states_of_the_official_code(shared, case):
+    state, arrays, card = golden(shared, case)
+    model = SwinLSTM.from_official(state, kind=card["config"]["kind"], **card["config"]["model"])
+    carried, found = None, []
+    with torch.no_grad():
+        for t in range(arrays["input.x"].shape[1]):
+            y, carried = model.step(arrays["input.x"][:, t], carried)
+            found.append(y)
+    assert (torch.stack(found, 1) - arrays["output.y"]).abs().max() <= card["suggested_atol"]["y"]
+    for name, (h, c) in zip(CELLS[case], carried, strict=True):
+        assert (h - arrays[f"output.h{name}_last"]).abs().max() <= card["suggested_atol"][f"h{name}_last"]
+        assert (c - arrays[f"output.c{name}_last"]).abs().max() <= card["suggested_atol"][f"c{name}_last"]
+    assert sum(p.numel() for p in model.parameters()) + sum(state[k].numel() for k in model.dead) == card["n_parameters"]
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_gradients_of_the_official_code_and_its_dead_weights(shared, case):
+    state, arrays, card = golden(shared, case)
+    model = SwinLSTM.from_official(state, kind=card["config"]["kind"], **card["config"]["model"]).double()
+    carried, found = None, []
+    for t in range(arrays["input.x"].shape[1]):
+        y, carried = model.step(arrays["input.x"][:, t].double(), carried)
+        found.append(y)
+    (0.5 * torch.stack(found, 1).square().mean()).backward()
+    ours = dict(model.named_parameters())
+    for name, norm in card["grad"]["l2_norm"].items():
+        if name in model.dead:
+            assert norm == 0
+        else:
+            assert ours[our_name(name)].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9)
+    assert set(card["grad"].get("no_gradient", model.dead)) == set(model.dead)
+
+
+def test_parameters_of_both_kinds():
+    with torch.device("meta"):
+        small, deep = SwinLSTM(), SwinLSTM(depths=(2, 6), depths_up=(6, 2), num_heads=(4, 8))
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert (count(small) + 197_376, count(deep) + 1_346_560) == (2_778_417, 20_191_969)
+    assert [len(c.mixer.blocks) for c in deep.up] == [2, 6] and [c.mixer.blocks[0].attn.num_heads for c in deep.up] == [8, 4]
+
+
+def test_the_fusing_block_written_out():
+    torch.manual_seed(0)
+    block = SwinBlock(8, 2, 4, fuse=True).double()
+    x, h = torch.randn(2, 2, 4, 4, 8, dtype=torch.float64)
+    both = torch.cat([block.norm1(x), block.norm1(h)], -1) @ block.reduce.weight.T + block.reduce.bias
+    q, k, v = (both.flatten(1, 2) @ block.attn.qkv.weight.T + block.attn.qkv.bias).view(2, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    attended = ((q @ k.mT) / 2 + block.attn.bias()).softmax(-1) @ v
+    y = x + block.attn.proj(attended.transpose(1, 2).reshape(2, 4, 4, 8))
+    assert torch.allclose(block(x, h), y + block.mlp(block.norm2(y)), atol=1e-10)
+
+
+def test_which_blocks_shift_and_which_see_what():
+    mixer = SwinMixer(8, (8, 8), 4, 2, 4, [0.0] * 4)
+    assert [b.shift for b in mixer.blocks] == [0, 2, 0, 2] and [b.reduce is not None for b in mixer.blocks] == [True, False, True, False]
+    whole = SwinMixer(8, (4, 4), 2, 2, 4, [0.0] * 2)
+    assert [b.shift for b in whole.blocks] == [0, 0] and SwinMixer(8, (2, 2), 1, 2, 4, [0.0]).blocks[0].attn.window_size == 2
+    x, h = torch.randn(2, 1, 8, 8, 8)
+    seen = []
+    for b in mixer.blocks:
+        b.forward = lambda y, other=None, f=b.forward: (seen.append(other), f(y, other))[1]
+    mixer(x, h)
+    assert seen[0] is h and seen[1] is None and seen[2] is x and seen[3] is None
+
+
+def test_the_cell_has_one_gate():
+    cell, (x, h, c) = Cell(lambda x, h: x - h), torch.randn(3, 1, 2, 2, 3, dtype=torch.float64)
+    gate = (x - h).sigmoid()
+    new = gate * c + gate * (x - h).tanh()
+    assert torch.allclose(cell(x, (h, c))[1], new, atol=1e-14) and torch.allclose(cell(x, (h, c))[0], gate * new.tanh(), atol=1e-14)
+
+
+def test_merging_and_expanding_order():
+    x = torch.arange(64.0).view(1, 4, 4, 4)
+    merge = PatchMerging(4)
+    merge.norm, merge.reduction = nn.Identity(), nn.Identity()
+    assert merge(x)[0, 0, 1].tolist() == [*x[0, 0, 2].tolist(), *x[0, 1, 2].tolist(), *x[0, 0, 3].tolist(), *x[0, 1, 3].tolist()]
+    grow = PatchExpanding(4)
+    grow.norm, grow.expand = nn.Identity(), nn.Linear(4, 8, bias=False)
+    y = grow.expand(x)
+    assert torch.equal(grow(x)[0, 2:4, 4:6].reshape(8), y[0, 1, 2])
+
+
+@pytest.mark.parametrize("options", [{"patch_size": 4}, {"patch_size": 1, "mixer": "conv"}, {"depths": (2, 1), "depths_up": (1, 2), "num_heads": (2, 2)}, {"in_chans": 2, "img_size": (16, 8), "window_size": 2}])
+def test_patches_sizes_and_mixers_learn(options):
+    torch.manual_seed(0)
+    net = SwinLSTM(**{"img_size": 16, "embed_dim": 8, "depths": (2,), "num_heads": (2,), "drop_path_rate": 0.0} | options)
+    size = options.get("img_size", (16, 16))
+    clip = torch.rand(2, 5, options.get("in_chans", 1), *size)
+    optimizer, losses = torch.optim.Adam(net.parameters(), 1e-2), []
+    for _ in range(6):
+        loss = (net(clip[:, :3], 2, all_steps=True) - clip[:, 1:]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and all(p.grad is not None for p in net.parameters())
+
+
+def test_carried_states_are_all_there_is():
+    net, clip = SwinLSTM(16, 2, 1, 8, (2,), None, (2,)).eval(), torch.rand(1, 6, 1, 16, 16)
+    with torch.no_grad():
+        whole = net(clip, 1, all_steps=True)
+        _, state = [net.step(clip[:, t], s) for s in [None] for t in [0]][0]
+        for t in range(1, 6):
+            y, state = net.step(clip[:, t], state)
+        assert torch.allclose(whole[:, -1], y, atol=1e-6)
+        assert torch.allclose(net(clip[:, :3], 3)[:, 1], net(torch.cat([clip[:, :3], net(clip[:, :3], 1)], 1), 1)[:, 0], atol=1e-6)
+
+
+def test_files_of_another_network(shared):
+    state, _, card = golden(shared, "b_tiny")
+    config = card["config"]["model"]
+    for kind, change, message in (("D", {}, "kind='B'"), ("C", {}, "kind='C'"), ("B", {"depths": [3]}, "has 'down.0.mixer.blocks.3"), ("B", {"embed_dim": 8}, "check embed_dim")):
+        with pytest.raises(ValueError, match=message):
+            SwinLSTM.from_official(state, kind=kind, **config | change)
+    state.pop("ST.PatchInflated.ConvT.bias")
+    with pytest.raises(ValueError, match=r"lacks 'readout\.bias'"):
+        SwinLSTM.from_official(state, kind="B", **config)
+
+
+@pytest.mark.parametrize(("args", "message"), [({"img_size": 30, "patch_size": 4}, "30×30"), ({"mixer": "mlp"}, "mlp"), ({"depths": (2, 2), "num_heads": (2, 2)}, "way up"), ({"num_heads": (2, 2)}, "lists of one length"),
+                                               ({"img_size": 20, "patch_size": 2}, "10×10 does not divide into windows of 4"), ({"num_heads": (5,)}, "no multiple of num_heads=5")])
+def test_bad_networks_are_refused_by_name(args, message):
+    with pytest.raises(ValueError, match=message):
+        SwinLSTM(**args)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"data": "planets"}, "planets"), ({"patch_size": 0}, "patch_size=0"), ({"drop_path": 1.0}, "drop_path=1.0"), ({"size": 30}, "30×30"), ({"mixer": "mlp"}, "mlp")])
+def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
+    monkeypatch.setattr(swinlstm, "train", lambda *a: pytest.fail("training was started"))
+    with pytest.raises(ValueError, match=message):
+        swinlstm.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+def test_the_rival_mixer_has_about_as_many_parameters():
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert 0.7 < count(ConvMixer(48, 5)) / count(SwinMixer(48, (16, 16), 4, 4, 4, [0.0] * 4)) < 1.3
