@@ -12,7 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from paperlib.sequence import phydnet
-from paperlib.sequence.phydnet import PAPER, ConvLSTMCell, Forcing, PhyCell, PhyDNet, PixelPhysics, derivatives, kernel_to_moments, moment_loss, moments_to_kernel, our_name
+from paperlib.sequence.phydnet import (
+    PAPER,
+    ConvLSTMCell,
+    Forcing,
+    PhyCell,
+    PhyDNet,
+    PixelPhysics,
+    derivatives,
+    kernel_to_moments,
+    moment_loss,
+    moments_to_kernel,
+    our_name,
+)
 
 
 def golden(shared, case):

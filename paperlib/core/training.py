@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['Batches', 'resolve_device', 'History', 'fit', 'EMA', 'save_weights', 'load_weights']
+__all__ = ['Batches', 'resolve_device', 'History', 'fit', 'EMA', 'save_weights', 'load_weights', 'load_exactly']
 
 # %% ../../nbs/core/training.ipynb #stream-seed
 _SHUFFLE, _TRANSFORM, _STEP = range(3)      # the streams
@@ -536,3 +536,25 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     if card is None:
         raise ValueError(f"{path} has no card: it was not written by save_weights")
     return state, json.loads(card)
+
+# %% ../../nbs/core/training.ipynb #load-exactly
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], hint: str = "") -> nn.Module:
+    """Load a state dict that must have the model's names and shapes, no more and no less; return the model, in eval mode.
+
+    Parameters
+    ----------
+    hint : what to check where a shape differs, for the message
+
+    Raises
+    ------
+    ValueError
+        The first name that is missing or unknown, or the first shape that differs.
+    """
+    wanted = model.state_dict()
+    if odd := sorted(state.keys() ^ wanted.keys()):
+        what = f"lacks {odd[0]!r}" if odd[0] in wanted else f"has {odd[0]!r}, which this network does not know"
+        raise ValueError(f"the state dict {what} ({len(odd)} names differ)")
+    if bad := [k for k, v in state.items() if v.shape != wanted[k].shape]:
+        raise ValueError(f"{bad[0]}: {tuple(state[bad[0]].shape)} in the state dict, {tuple(wanted[bad[0]].shape)} in the network{'; ' * bool(hint)}{hint}")
+    model.load_state_dict(dict(state))
+    return model.eval()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from .training import Batches
 # %% auto #0
 __all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digit_sprites', 'letter_sprites', 'photo_crops',
            'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
-           'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'by_frame',
-           'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost']
+           'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'unroll',
+           'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost']
 
 # %% ../../nbs/core/video.ipynb #motion
 def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
@@ -450,6 +450,29 @@ def read_human36m(folder: str | os.PathLike, split: str = "train", frames: int =
             raise (ValueError if files else FileNotFoundError)(f"{place}: {len(files)} frames; line {number} of {split}.txt needs {first + span}")
         clips.append(lambda files=files[first:first + span:step]: _sized(np.stack([read_image(f, "RGB") for f in files]), size, 3))
     return Windows(clips, frames, lengths=[frames] * len(clips))
+
+# %% ../../nbs/core/video.ipynb #unroll
+def unroll(step: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, frames_out: int, truth: Tensor | None = None, all_steps: bool = False) -> Tensor:
+    """Predict ``frames_out`` frames after x (B, T, C, H, W) with ``step(frame, state) -> frame, state``, the state None at first.
+
+    Parameters
+    ----------
+    truth : (B, frames_out, C, H, W), fed in instead of predictions (teacher forcing)
+    all_steps : also give the T - 1 predictions of frames of x themselves, first
+
+    Raises
+    ------
+    ValueError
+        Fewer than one frame asked for.
+    """
+    if frames_out < 1:
+        raise ValueError(f"frames_out={frames_out}: expected 1 or more")
+    state, found = None, []
+    for t in range(x.shape[1] + frames_out - 1):
+        seen = x[:, t] if t < x.shape[1] else found[-1] if truth is None else truth[:, t - x.shape[1]]
+        y, state = step(seen, state)
+        found.append(y)
+    return torch.stack(found if all_steps else found[x.shape[1] - 1:], 1)
 
 # %% ../../nbs/core/video.ipynb #scores
 SCORES = {"mse_sum_frame": mse_sum_frame, "mae_sum_frame": mae_sum_frame, "ssim": ssim, "ssim_legacy": ssim_legacy, "psnr": psnr, "psnr_uint8_wrapped": psnr_uint8_wrapped}

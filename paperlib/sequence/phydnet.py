@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import fit, save_weights
-from ..core.video import SETS, WORLDS, by_frame, cost, material, predict, scores
+from ..core.training import fit, load_exactly, save_weights
+from ..core.video import SETS, WORLDS, by_frame, cost, material, predict, scores, unroll
 
 # %% auto #0
 __all__ = ['BRANCHES', 'SHORT', 'PAPER', 'taylor', 'kernel_to_moments', 'moments_to_kernel', 'derivatives', 'PhyCell',
-           'ConvLSTMCell', 'over_time', 'Branch', 'State', 'Step', 'PhyDNet', 'our_name', 'moment_loss', 'PixelPhysics',
-           'PhyDNetPreset', 'Forcing', 'network', 'train', 'require_sound', 'branches_apart', 'experiment']
+           'ConvLSTMCell', 'over_time', 'Branch', 'State', 'Step', 'Branches', 'PhyDNet', 'our_name', 'moment_loss',
+           'PixelPhysics', 'PhyDNetPreset', 'Forcing', 'network', 'train', 'require_sound', 'branches_apart',
+           'experiment']
 
 # %% ../../nbs/sequence/phydnet.ipynb #moments
 def taylor(n: int) -> Tensor:
@@ -171,7 +172,7 @@ class Branch(nn.Module):
             after.append(state)
         return over_time(self.outward, x), tuple(after)
 
-# %% ../../nbs/sequence/phydnet.ipynb #phydnet
+# %% ../../nbs/sequence/phydnet.ipynb #branches
 class State(NamedTuple):
     """The states of both branches, a tuple a cell: (h,) of a `PhyCell`, (h, c) of a `ConvLSTMCell`."""
 
@@ -188,45 +189,8 @@ class Step(NamedTuple):
     state: State
 
 
-BRANCHES = ("both", "physical", "residual", "two residual")
-
-
-class PhyDNet(nn.Module):
-    """Two recurrent branches between an encoder and a decoder of convolutions.
-
-    Parameters
-    ----------
-    channels : of a frame
-    filters, physical_layers, kernel_size, gate, norm : of the physical branch, as in `PhyCell`
-    hidden : channels of the residual branch's layers; the last is ``width``
-    width : channels of the latent space, a multiple of 32
-    branches : "both", "physical" or "residual" alone, or "two residual": a second ConvLSTM in the place of the physical branch
-
-    Raises
-    ------
-    ValueError
-        A last layer of other than ``width`` channels, or an unknown name.
-
-    References
-    ----------
-    Le Guen and Thome, CVPR 2020, section 3; details as in the authors' released code, which differs from the text.
-    """
-
-    def __init__(self, channels: int = 1, filters: int = 49, physical_layers: int = 1, kernel_size: int = 7, hidden: Sequence[int] = (128, 128, 64), gate: str = "sigmoid",
-                 norm: bool = True, width: int = 64, branches: str = "both"):
-        super().__init__()
-        if branches not in BRANCHES or width < 1 or width % 32:
-            raise ValueError(f"branches={branches!r}, width={width}: expected {', '.join(BRANCHES)}, and a multiple of 32")
-        if not hidden or hidden[-1] != width:
-            raise ValueError(f"hidden={tuple(hidden)}: the last layer must have the {width} channels of the latent space")
-        half = width // 2
-        self.encoder = nn.Sequential(_block(channels, half, 2), _block(half, half, 1), _block(half, width, 2))
-        self.decoder = nn.Sequential(_block(width, half, 2, True), _block(half, half, 1, True), nn.ConvTranspose2d(half, channels, 3, 2, 1, output_padding=1))
-        lstm = lambda: [ConvLSTMCell(n, m) for n, m in zip((width, *hidden), hidden)]
-        physical = lstm() if branches == "two residual" else [PhyCell(width, filters, kernel_size, gate, norm) for _ in range(physical_layers)]
-        self.physical = Branch(physical, width) if branches != "residual" else None
-        self.residual = Branch(lstm(), width) if branches != "physical" else None
-        self.channels = channels
+class Branches(nn.Module):
+    """How a network with an encoder, two branches and a decoder takes a frame, and all frames of a clip; `PhyDNet` says what they are made of."""
 
     def _check(self, x: Tensor, ndim: int) -> None:
         if x.ndim != ndim or x.shape[-3] != self.channels or x.shape[-1] % 4 or x.shape[-2] % 4:
@@ -270,6 +234,47 @@ class PhyDNet(nn.Module):
         p, physical = self.physical.known(e, state.physical) if self.physical else (None, ())
         r, residual = self.residual.known(e, state.residual) if self.residual else (None, ())
         return p, r, State(physical, residual)
+
+# %% ../../nbs/sequence/phydnet.ipynb #phydnet
+BRANCHES = ("both", "physical", "residual", "two residual")
+
+
+class PhyDNet(Branches):
+    """Two recurrent branches between an encoder and a decoder of convolutions.
+
+    Parameters
+    ----------
+    channels : of a frame
+    filters, physical_layers, kernel_size, gate, norm : of the physical branch, as in `PhyCell`
+    hidden : channels of the residual branch's layers; the last is ``width``
+    width : channels of the latent space, a multiple of 32
+    branches : "both", "physical" or "residual" alone, or "two residual": a second ConvLSTM in the place of the physical branch
+
+    Raises
+    ------
+    ValueError
+        A last layer of other than ``width`` channels, or an unknown name.
+
+    References
+    ----------
+    Le Guen and Thome, CVPR 2020, section 3; details as in the authors' released code, which differs from the text.
+    """
+
+    def __init__(self, channels: int = 1, filters: int = 49, physical_layers: int = 1, kernel_size: int = 7, hidden: Sequence[int] = (128, 128, 64), gate: str = "sigmoid",
+                 norm: bool = True, width: int = 64, branches: str = "both"):
+        super().__init__()
+        if branches not in BRANCHES or width < 1 or width % 32:
+            raise ValueError(f"branches={branches!r}, width={width}: expected {', '.join(BRANCHES)}, and a multiple of 32")
+        if not hidden or hidden[-1] != width:
+            raise ValueError(f"hidden={tuple(hidden)}: the last layer must have the {width} channels of the latent space")
+        half = width // 2
+        self.encoder = nn.Sequential(_block(channels, half, 2), _block(half, half, 1), _block(half, width, 2))
+        self.decoder = nn.Sequential(_block(width, half, 2, True), _block(half, half, 1, True), nn.ConvTranspose2d(half, channels, 3, 2, 1, output_padding=1))
+        lstm = lambda: [ConvLSTMCell(n, m) for n, m in zip((width, *hidden), hidden)]
+        physical = lstm() if branches == "two residual" else [PhyCell(width, filters, kernel_size, gate, norm) for _ in range(physical_layers)]
+        self.physical = Branch(physical, width) if branches != "residual" else None
+        self.residual = Branch(lstm(), width) if branches != "physical" else None
+        self.channels = channels
 
     def forward(self, x: Tensor, frames_out: int = 10, truth: Tensor | None = None, all_steps: bool = False, correct: bool = True) -> Tensor:
         """Predict ``frames_out`` frames after x (B, T, C, H, W).
@@ -324,13 +329,7 @@ class PhyDNet(nn.Module):
         channels = found["encoder.0.0.weight"].shape[1] if "encoder.0.0.weight" in found else 1
         filters, kernel = phycell.get("F_hidden_dims", [49]), phycell.get("kernel_size", (7, 7))
         model = cls(channels, filters[0], phycell.get("n_layers", 1), kernel[0], tuple(convcell.get("hidden_dims", (128, 128, 64))))
-        wanted = model.state_dict()
-        if odd := sorted(found.keys() ^ wanted.keys()):
-            raise ValueError(f"the state dict {'lacks' if odd[0] in wanted else 'has'} {odd[0]!r}{'' if odd[0] in wanted else ', which this network does not know'} ({len(odd)} names differ)")
-        if bad := [k for k, v in found.items() if v.shape != wanted[k].shape]:
-            raise ValueError(f"{bad[0]}: {tuple(found[bad[0]].shape)} in the state dict, {tuple(wanted[bad[0]].shape)} in the network; check phycell and convcell")
-        model.load_state_dict(found)
-        return model.eval()
+        return load_exactly(model, found, "check phycell and convcell")
 
 # %% ../../nbs/sequence/phydnet.ipynb #names
 _PARTS = {"encoder_E": "encoder", "encoder_Ep": "physical.inward", "encoder_Er": "residual.inward", "decoder_Dp": "physical.outward", "decoder_Dr": "residual.outward", "decoder_D": "decoder"}
@@ -367,12 +366,12 @@ class PixelPhysics(nn.Module):
 
     def forward(self, x: Tensor, frames_out: int = 10, truth: Tensor | None = None, all_steps: bool = False, correct: bool = True) -> Tensor:
         """Predict as `PhyDNet` does."""
-        state, found = self.cell.start(x[:, 0]), []
-        for t in range(x.shape[1] + frames_out - 1):
-            seen = x[:, t] if t < x.shape[1] else found[-1] if truth is None else truth[:, t - x.shape[1]]
-            state = self.cell(seen, state, correct=correct or t < x.shape[1])
-            found.append(state[0])
-        return torch.stack(found if all_steps else found[x.shape[1] - 1:], 1)
+        def step(frame: Tensor, state: tuple | None) -> tuple[Tensor, tuple]:
+            seen, state = (0, self.cell.start(frame)) if state is None else state
+            state = self.cell(frame, state, correct=correct or seen < x.shape[1])
+            return state[0], (seen + 1, state)
+
+        return unroll(step, x, frames_out, truth, all_steps)
 
     def moment_loss(self, each: bool = False) -> Tensor:
         """Return the moment loss of the cell."""
@@ -477,7 +476,7 @@ def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPrese
     optimizer = torch.optim.Adam(model.parameters(), preset.lr)
     return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, hooks=(forced,), desc=desc)
 
-# %% ../../nbs/sequence/phydnet.ipynb #experiment
+# %% ../../nbs/sequence/phydnet.ipynb #sound
 def require_sound(preset: PhyDNetPreset) -> None:
     """Refuse a preset before any work."""
     if preset.data not in (*WORLDS, *SETS):
@@ -492,7 +491,7 @@ def require_sound(preset: PhyDNetPreset) -> None:
         raise ValueError(f"size={preset.size}: expected a multiple of 4")
     network(preset, 1)
 
-
+# %% ../../nbs/sequence/phydnet.ipynb #experiment
 @torch.no_grad()
 def branches_apart(model: PhyDNet, clips: Tensor, n: int, device: torch.device) -> dict[str, float]:
     """Return errors of the first predicted frame, painted from both branches and from each; and the share of clips that keep to their residual when the physical part is another's."""

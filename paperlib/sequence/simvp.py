@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from ..core.layers import Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import fit, save_weights
+from ..core.training import fit, load_exactly, save_weights
 from ..core.video import SETS, WORLDS, Material, apart, black, by_frame, cost, material, mean_of_inputs, moving, predict, repeat_last, scores
 
 # %% auto #0
 __all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
            'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator', 'AttentionTranslator',
-           'SimVP', 'our_name', 'SimVPPreset', 'require_sound', 'Keep', 'network', 'train', 'mixtures', 'experiment',
-           'elsewhere', 'mixed']
+           'require_network', 'SimVP', 'our_name', 'renamed', 'SimVPPreset', 'require_sound', 'Keep', 'network',
+           'train', 'mixtures', 'experiment', 'elsewhere', 'mixed']
 
 # %% ../../nbs/sequence/simvp.ipynb #conv-block
 def strides(n: int) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
             x = layer(x)
         return x, skip
 
-
+# %% ../../nbs/sequence/simvp.ipynb #decoder
 class Decoder(nn.Module):
     """The encoder's strides in reverse; the last block sees the skip too, as further channels ("concat"), as a summand ("add") or not at all ("none")."""
 
@@ -99,12 +99,12 @@ class Decoder(nn.Module):
             z = last(z + skip if self.skip == "add" else z)
         return self.readout(z)
 
-
+# %% ../../nbs/sequence/simvp.ipynb #channels-last
 def channels_last(x: Tensor) -> Tensor:
     """Return (N, C, H, W) with the channels of a pixel side by side in memory: the values are the same, convolutions on a CPU are faster."""
     return x.contiguous(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/sequence/simvp.ipynb #split-conv
 def split_conv(conv: nn.Conv2d, *parts: Tensor) -> Tensor:
     """Return the convolution of parts that would be concatenated, as a sum over parts: the concatenation is never made."""
     kernels = conv.weight.split([p.shape[1] for p in parts], 1)
@@ -152,7 +152,7 @@ class Inception(nn.Module):
             found = y if found is None else found + y
         return found
 
-
+# %% ../../nbs/sequence/simvp.ipynb #inception-translator
 class InceptionTranslator(nn.Module):
     """A U of 2 ``depth`` Inceptions on all frames as channels of one picture; the second half sees the first half's outputs in reverse.
 
@@ -252,10 +252,26 @@ class AttentionTranslator(nn.Module):
         found = self.outward(x[:, T:]).movedim(-1, 2)[..., :z.shape[3], :z.shape[4]]
         return z[:, -1:] + found
 
-# %% ../../nbs/sequence/simvp.ipynb #simvp
+# %% ../../nbs/sequence/simvp.ipynb #network-checks
 TRANSLATORS = {"cnn": InceptionTranslator, "rnn": LSTMTranslator, "attention": AttentionTranslator}
 
 
+def require_network(shape_in: tuple[int, ...], hid_S: int, hid_T: int, N_S: int, N_T: int, groups: int, skip: str, variant: str, translator: str, norm: bool) -> None:
+    """Refuse sizes and names that make no network."""
+    for name, value, known in (("skip", skip, ("concat", "add", "none")), ("variant", variant, ("official", "openstl")), ("translator", translator, tuple(TRANSLATORS))):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected {', '.join(known)}")
+    if min(*shape_in, hid_S, hid_T, N_S, N_T, groups) < 1:
+        raise ValueError(f"shape_in={tuple(shape_in)}, hid_S={hid_S}, hid_T={hid_T}, N_S={N_S}, N_T={N_T}, groups={groups}: expected 1 or more")
+    if N_S < 2 and variant == "openstl":
+        raise ValueError(f"N_S={N_S}: OpenSTL's decoder needs two blocks or more")
+    if norm and hid_S % 2:
+        raise ValueError(f"hid_S={hid_S}: the norms of encoder and decoder have two groups, so expected an even number")
+    stride = 2 ** (N_S // 2)
+    if any(side % stride for side in shape_in[2:]):
+        raise ValueError(f"frames of {shape_in[2]}×{shape_in[3]} do not divide by {stride}, the stride of {N_S} blocks")
+
+# %% ../../nbs/sequence/simvp.ipynb #simvp
 class SimVP(nn.Module):
     """Frames in, as many frames out, by an encoder, a translator and a decoder.
 
@@ -283,19 +299,8 @@ class SimVP(nn.Module):
     def __init__(self, shape_in: tuple[int, int, int, int] = (10, 1, 64, 64), hid_S: int = 16, hid_T: int = 256, N_S: int = 4, N_T: int = 8,
                  kernels: tuple[int, ...] = (3, 5, 7, 11), groups: int = 8, skip: str = "concat", variant: str = "official", translator: str = "cnn", norm: bool = True):
         super().__init__()
-        for name, value, known in (("skip", skip, ("concat", "add", "none")), ("variant", variant, ("official", "openstl")), ("translator", translator, tuple(TRANSLATORS))):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: expected {', '.join(known)}")
-        if min(*shape_in, hid_S, hid_T, N_S, N_T, groups) < 1:
-            raise ValueError(f"shape_in={tuple(shape_in)}, hid_S={hid_S}, hid_T={hid_T}, N_S={N_S}, N_T={N_T}, groups={groups}: expected 1 or more")
-        if N_S < 2 and variant == "openstl":
-            raise ValueError(f"N_S={N_S}: OpenSTL's decoder needs two blocks or more")
-        if norm and hid_S % 2:
-            raise ValueError(f"hid_S={hid_S}: the norms of encoder and decoder have two groups, so expected an even number")
+        require_network(shape_in, hid_S, hid_T, N_S, N_T, groups, skip, variant, translator, norm)
         T, C, H, W = self.shape_in = tuple(shape_in)
-        self.stride = 2 ** (N_S // 2)
-        if H % self.stride or W % self.stride:
-            raise ValueError(f"frames of {H}×{W} do not divide by {self.stride}, the stride of {N_S} blocks")
         self.variant = variant
         active = (lambda: nn.SiLU()) if variant == "openstl" else (lambda: nn.LeakyReLU(0.2))
         block = lambda *a: ConvBlock(*a, norm=norm, activation=active())
@@ -346,19 +351,9 @@ class SimVP(nn.Module):
             Names or shapes of another network, with the first of them; the other variant is named as such.
         """
         model = cls(shape_in, hid_S, hid_T, N_S, N_T, tuple(incep_ker), groups, "add" if variant == "openstl" else "concat", variant)
-        found = {our_name(k): v for k, v in state.items()}
-        shuffled = any(re.match(r"decoder\.layers\.\d+\.conv\.0\.", k) for k in found)
-        if shuffled != (variant == "openstl"):
-            raise ValueError(f"these are weights of the {'OpenSTL' if shuffled else 'authors'} variant (decoder.{'conv.0' if shuffled else 'conv'}): pass variant={'openstl' if shuffled else 'official'!r}")
-        wanted = model.state_dict()
-        if odd := sorted(found.keys() ^ wanted.keys()):
-            raise ValueError(f"the state dict {'lacks' if odd[0] in wanted else 'has'} {odd[0]!r}{'' if odd[0] in wanted else ', which this network does not know'} ({len(odd)} names differ)")
-        if bad := [k for k, v in found.items() if v.shape != wanted[k].shape]:
-            raise ValueError(f"{bad[0]}: {tuple(found[bad[0]].shape)} in the state dict, {tuple(wanted[bad[0]].shape)} in the network; check shape_in, hid_S, hid_T and incep_ker")
-        model.load_state_dict(found)
-        return model.eval()
+        return load_exactly(model, renamed(state, variant), "check shape_in, hid_S, hid_T and incep_ker")
 
-
+# %% ../../nbs/sequence/simvp.ipynb #names
 _NAMES = ((r"^enc\.enc\.(\d+)\.conv\.(conv|norm)", r"encoder.layers.\1.\2"), (r"^dec\.dec\.(\d+)\.conv\.(conv|norm)", r"decoder.layers.\1.\2"), (r"^dec\.readout", "decoder.readout"),
           (r"^hid\.(enc|dec)\.(\d+)\.conv1", r"translator.\1oder.\2.reduce"), (r"^hid\.(enc|dec)\.(\d+)\.layers\.(\d+)\.(conv|norm)", r"translator.\1oder.\2.branches.\3.\4"))
 
@@ -370,6 +365,15 @@ def our_name(key: str) -> str:
         if n:
             break
     return key
+
+
+def renamed(state: Mapping[str, Tensor], variant: str) -> dict[str, Tensor]:
+    """Return a state dict under our names; ValueError if it is of the other variant."""
+    found = {our_name(k): v for k, v in state.items()}
+    shuffled = any(re.match(r"decoder\.layers\.\d+\.conv\.0\.", k) for k in found)
+    if shuffled != (variant == "openstl"):
+        raise ValueError(f"these are weights of the {'OpenSTL' if shuffled else 'authors'} variant (decoder.{'conv.0' if shuffled else 'conv'}): pass variant={'openstl' if shuffled else 'official'!r}")
+    return found
 
 # %% ../../nbs/sequence/simvp.ipynb #paper
 @dataclass(frozen=True)
@@ -481,13 +485,13 @@ class Keep:
     def load_state_dict(self, state: dict) -> None:
         self.state = dict(state)
 
-
+# %% ../../nbs/sequence/simvp.ipynb #network
 def network(preset: SimVPPreset, channels: int, side: tuple[int, int]) -> SimVP:
     """Build the network of a preset for clips of that size."""
     names = ("hid_S", "hid_T", "N_S", "N_T", "kernels", "groups", "skip", "variant", "translator", "norm")
     return SimVP((preset.frames_in, channels, *side), **{k: getattr(preset, k) for k in names})
 
-
+# %% ../../nbs/sequence/simvp.ipynb #fit-simvp
 def train(model: SimVP, batches: Callable[..., Tensor], preset: SimVPPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "simvp"):
     """Train by the squared error with Adam and one cycle of the rate, as the authors do; return the history of `fit`."""
     optimizer = torch.optim.Adam(model.parameters(), preset.lr)
@@ -558,7 +562,7 @@ def elsewhere(model: SimVP, preset: SimVPPreset, device: torch.device) -> dict:
             found[f"gain_{world}"] = 1 - found["mse_elsewhere"][world] / found["mse_elsewhere_weightless"][world]
     return found
 
-
+# %% ../../nbs/sequence/simvp.ipynb #mixed
 def mixed(model: SimVP, early: Mapping[str, Tensor], given: Material, preset: SimVPPreset, device: torch.device) -> dict:
     """Return the error with each mixture of early and late parts, on figures and on the ground apart where it is known which is which."""
     late = {k: v.clone() for k, v in model.state_dict().items()}

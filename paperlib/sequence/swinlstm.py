@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import fit, save_weights
-from ..core.video import SETS, WORLDS, by_frame, cost, material, predict, scores
+from ..core.training import fit, load_exactly, save_weights
+from ..core.video import SETS, WORLDS, by_frame, cost, material, predict, scores, unroll
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
-           'PatchEmbed', 'SwinLSTM', 'our_name', 'SwinLSTMPreset', 'require_sound', 'network', 'train', 'experiment']
+           'PatchEmbed', 'require_network', 'SwinLSTM', 'our_name', 'load_official', 'SwinLSTMPreset', 'require_sound',
+           'network', 'train', 'experiment']
 
 # %% ../../nbs/sequence/swinlstm.ipynb #cell
 class Cell(nn.Module):
@@ -147,10 +148,22 @@ class PatchEmbed(nn.Module):
         """Embed frames."""
         return self.norm(self.proj(x).movedim(1, -1))
 
-# %% ../../nbs/sequence/swinlstm.ipynb #swinlstm
+# %% ../../nbs/sequence/swinlstm.ipynb #network-checks
+def require_network(size: tuple[int, int], patch_size: int, depths: Sequence[int], depths_up: Sequence[int] | None, num_heads: Sequence[int], mixer: str) -> None:
+    """Refuse sizes and names that make no network."""
+    m, up = len(depths), depths_up is not None
+    if mixer not in ("window", "conv") or len(num_heads) != m or up and len(depths_up) != m or not m:
+        raise ValueError(f"mixer={mixer!r}, depths={tuple(depths)}, depths_up={depths_up}, num_heads={tuple(num_heads)}: expected window or conv, and lists of one length")
+    total = patch_size * (2**m if up else 1)
+    if patch_size < 1 or any(s % total for s in size):
+        raise ValueError(f"frames of {size[0]}×{size[1]} do not divide by {total}: patches of {patch_size}{f' and {m} halvings' if up else ''}")
+    if not up and m > 1:
+        raise ValueError(f"depths={tuple(depths)}: more than one cell needs a way up, depths_up")
+
+
 State = tuple[tuple[Tensor, Tensor], ...]
 
-
+# %% ../../nbs/sequence/swinlstm.ipynb #swinlstm
 class SwinLSTM(nn.Module):
     """Frames to patches, recurrent cells, patches to frames.
 
@@ -181,13 +194,7 @@ class SwinLSTM(nn.Module):
         super().__init__()
         size = (img_size,) * 2 if isinstance(img_size, int) else tuple(img_size)
         m, up = len(depths), depths_up is not None
-        if mixer not in ("window", "conv") or len(num_heads) != m or up and len(depths_up) != m or not m:
-            raise ValueError(f"mixer={mixer!r}, depths={tuple(depths)}, depths_up={depths_up}, num_heads={tuple(num_heads)}: expected window or conv, and lists of one length")
-        total = patch_size * (2**m if up else 1)
-        if patch_size < 1 or any(s % total for s in size):
-            raise ValueError(f"frames of {size[0]}×{size[1]} do not divide by {total}: patches of {patch_size}{f' and {m} halvings' if up else ''}")
-        if not up and m > 1:
-            raise ValueError(f"depths={tuple(depths)}: more than one cell needs a way up, depths_up")
+        require_network(size, patch_size, depths, depths_up, num_heads, mixer)
         self.size, self.channels = size, in_chans
         at = lambda i: (size[0] // patch_size // 2**i, size[1] // patch_size // 2**i)
         rates = lambda n: [drop_path_rate * i / max(1, n - 1) for i in range(n)]
@@ -240,43 +247,12 @@ class SwinLSTM(nn.Module):
 
         With ``all_steps`` the T - 1 predictions of frames of x stand before them: (B, T - 1 + frames_out, C, H, W).
         """
-        if frames_out < 1:
-            raise ValueError(f"frames_out={frames_out}: expected 1 or more")
-        state, found = None, []
-        for t in range(x.shape[1] + frames_out - 1):
-            seen = x[:, t] if t < x.shape[1] else found[-1] if truth is None else truth[:, t - x.shape[1]]
-            y, state = self.step(seen, state)
-            found.append(y)
-        return torch.stack(found if all_steps else found[x.shape[1] - 1:], 1)
+        return unroll(self.step, x, frames_out, truth, all_steps)
 
     @classmethod
-    def from_official(cls, state: Mapping[str, Tensor], kind: str = "B", img_size: int | tuple[int, int] = 64, patch_size: int = 2, in_chans: int = 1, embed_dim: int = 128,
-                      depths: Sequence[int] = (12,), depths_downsample: Sequence[int] = (2, 6), depths_upsample: Sequence[int] = (6, 2), num_heads: Sequence[int] | None = None,
-                      window_size: int = 4, drop_path_rate: float = 0.1, **unused: float) -> SwinLSTM:
-        """Build a network from a state dict with the official names, in eval mode; ``model.dead`` lists the official names that no output depends on.
-
-        Raises
-        ------
-        ValueError
-            An unknown kind, names or shapes of another network, with the first of them.
-        """
-        if kind not in ("B", "D"):
-            raise ValueError(f"kind={kind!r}: expected B or D")
-        heads = num_heads or ((4,) if kind == "B" else (4, 8))
-        other = "Downsample" if kind == "B" else "ST"
-        if any(k.startswith(f"{other}.") for k in state):
-            raise ValueError(f"these are weights of kind {'D' if kind == 'B' else 'B'} ({other}...): pass kind={'D' if kind == 'B' else 'B'!r}")
-        model = cls(img_size, patch_size, in_chans, embed_dim, depths if kind == "B" else depths_downsample, None if kind == "B" else depths_upsample, heads, window_size, drop_path_rate)
-        dead = [k for k in state if re.search(r"layers\.\d+\.Swin\.layers\.\d*[13579]\.red\.", k) or k.startswith("Upsample.patch_embed.")]
-        kept = {our_name(k): v for k, v in state.items() if k not in dead and not k.endswith(("relative_position_index", "attn_mask"))}
-        wanted = model.state_dict()
-        if odd := sorted(kept.keys() ^ wanted.keys()):
-            raise ValueError(f"the state dict {'lacks' if odd[0] in wanted else 'has'} {odd[0]!r}{'' if odd[0] in wanted else ', which this network does not know'} ({len(odd)} names differ)")
-        if bad := [k for k, v in kept.items() if v.shape != wanted[k].shape]:
-            raise ValueError(f"{bad[0]}: {tuple(kept[bad[0]].shape)} in the state dict, {tuple(wanted[bad[0]].shape)} in the network; check embed_dim, depths, num_heads and window_size")
-        model.load_state_dict(kept)
-        model.dead = tuple(dead)
-        return model.eval()
+    def from_official(cls, state: Mapping[str, Tensor], kind: str = "B", **config) -> SwinLSTM:
+        """Build a network from a state dict with the official names and the official arguments: see `load_official`."""
+        return load_official(cls, state, kind, **config)
 
 # %% ../../nbs/sequence/swinlstm.ipynb #names
 _WHERE = {"ST.patch_embed": "patch_embed", "Downsample.patch_embed": "patch_embed", "ST.PatchInflated.ConvT": "readout", "Upsample.Unembed.Conv": "readout",
@@ -292,6 +268,30 @@ def our_name(key: str) -> str:
         if key.startswith(f"{theirs}."):
             return ours + key.removeprefix(theirs)
     return key
+
+
+def load_official(cls: type, state: Mapping[str, Tensor], kind: str = "B", img_size: int | tuple[int, int] = 64, patch_size: int = 2, in_chans: int = 1, embed_dim: int = 128,
+                  depths: Sequence[int] = (12,), depths_downsample: Sequence[int] = (2, 6), depths_upsample: Sequence[int] = (6, 2), num_heads: Sequence[int] | None = None,
+                  window_size: int = 4, drop_path_rate: float = 0.1, **unused: float) -> SwinLSTM:
+    """Build a network of kind "B" or "D" from a state dict with the official names, in eval mode; its ``dead`` lists the names that no output depends on.
+
+    Raises
+    ------
+    ValueError
+        An unknown kind, names or shapes of another network, with the first of them.
+    """
+    if kind not in ("B", "D"):
+        raise ValueError(f"kind={kind!r}: expected B or D")
+    heads = num_heads or ((4,) if kind == "B" else (4, 8))
+    other = "Downsample" if kind == "B" else "ST"
+    if any(k.startswith(f"{other}.") for k in state):
+        raise ValueError(f"these are weights of kind {'D' if kind == 'B' else 'B'} ({other}...): pass kind={'D' if kind == 'B' else 'B'!r}")
+    model = cls(img_size, patch_size, in_chans, embed_dim, depths if kind == "B" else depths_downsample, None if kind == "B" else depths_upsample, heads, window_size, drop_path_rate)
+    dead = [k for k in state if re.search(r"layers\.\d+\.Swin\.layers\.\d*[13579]\.red\.", k) or k.startswith("Upsample.patch_embed.")]
+    kept = {our_name(k): v for k, v in state.items() if k not in dead and not k.endswith(("relative_position_index", "attn_mask"))}
+    load_exactly(model, kept, "check embed_dim, depths, num_heads and window_size")
+    model.dead = tuple(dead)
+    return model
 
 # %% ../../nbs/sequence/swinlstm.ipynb #paper
 @dataclass(frozen=True)
