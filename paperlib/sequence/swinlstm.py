@@ -102,13 +102,14 @@ class ConvMixer(nn.Module):
     def __init__(self, embed_dim: int, depth: int):
         super().__init__()
         self.reduce = nn.Conv2d(2 * embed_dim, embed_dim, 1)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, embed_dim), nn.Conv2d(embed_dim, embed_dim, 3, padding=1), nn.GELU()) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(embed_dim) for _ in range(depth))                     # of each pixel by itself, as in a Swin block
+        self.convs = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in range(depth))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Return the feature F of a cell, (B, H, W, C)."""
         y = self.reduce(torch.cat([x, h], -1).movedim(-1, 1))
-        for block in self.blocks:
-            y = y + block(y)
+        for norm, conv in zip(self.norms, self.convs):
+            y = y + F.gelu(conv(norm(y.movedim(1, -1)).movedim(-1, 1)))
         return y.movedim(1, -1)
 
 # %% ../../nbs/sequence/swinlstm.ipynb #patches
