@@ -104,7 +104,8 @@ def channels_last(x: Tensor) -> Tensor:
     """Return (N, C, H, W) with the channels of a pixel side by side in memory: the values are the same, convolutions on a CPU are faster."""
     return x.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/sequence/simvp.ipynb #split-conv
+
+
 def split_conv(conv: nn.Conv2d, *parts: Tensor) -> Tensor:
     """Return the convolution of parts that would be concatenated, as a sum over parts: the concatenation is never made."""
     kernels = conv.weight.split([p.shape[1] for p in parts], 1)

@@ -201,8 +201,7 @@ class SwinLSTM(nn.Module):
         rates = lambda n: [drop_path_rate * i / max(1, n - 1) for i in range(n)]
         make = lambda i, depth, heads, rate: Cell(ConvMixer(embed_dim * 2**i, depth) if mixer == "conv" else SwinMixer(embed_dim * 2**i, at(i), depth, heads, window_size, rate))
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
-        falls = rates(sum(depths)) if up else [drop_path_rate] * sum(depths)
-        cut = lambda all_rates, sizes, i: all_rates[sum(sizes[:i]):sum(sizes[:i + 1])]
+        falls, cut = rates(sum(depths)) if up else [drop_path_rate] * sum(depths), lambda all_rates, sizes, i: all_rates[sum(sizes[:i]):sum(sizes[:i + 1])]
         self.down = nn.ModuleList(make(i, d, num_heads[i], cut(falls, depths, i)) for i, d in enumerate(depths))
         self.merge = nn.ModuleList(PatchMerging(embed_dim * 2**i) for i in range(m if up else 0))
         rises = rates(sum(depths_up)) if up else []
