@@ -15,7 +15,7 @@ import paperlib
 from paperlib.core.data import dataset
 from paperlib.depth import eigen
 from paperlib.masked import mae
-from paperlib.sequence import visionts
+from paperlib.sequence import phydnet, simvp, swinlstm, visionts
 from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -53,11 +53,17 @@ CASES = {
                   {"frames": 16, "test_frames": 8, "steps_coarse": 2, "steps_fine": 1, "batch_size": 4, "width": 0.05}),
     "mae": Case(lambda: mae.MAE(8, 2, 1, 16, 1, 2, 8, 1, 2), lambda: (torch.rand(4, 1, 8, 8), torch.rand(4, 16)), lambda model, batch: model(batch[0], noise=batch[1]).loss,
                 {"steps": 3, "batch_size": 4, "embed_dim": 16, "decoder_embed_dim": 8, "probe_train": 200, "probe_test": 100}, output=lambda y: y.latent[:, 0]),
+    "phydnet": Case(lambda: phydnet.PhyDNet(hidden=(32,), width=32), lambda: (torch.rand(2, 3, 1, 16, 16), torch.rand(2, 2, 1, 16, 16)),
+                    lambda model, batch: (model(batch[0], 2) - batch[1]).square().mean() + model.moment_loss(), {"steps": 3, "batch_size": 2, "test_clips": 4}),
+    "simvp": Case(lambda: simvp.SimVP((3, 1, 8, 8), 8, 16, 2, 2), lambda: (torch.rand(2, 3, 1, 8, 8), torch.rand(2, 3, 1, 8, 8)),
+                  lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), {"steps": 3, "batch_size": 2, "test_clips": 4, "elsewhere": False}),
     "srcnn": Case(lambda: srcnn.SRCNN((9, 3, 5), (8, 4)), lambda: (torch.rand(4, 1, 33, 33), torch.rand(4, 1, 19, 19)), srcnn.half_squared_error,
                   {"steps": 3, "batch_size": 2, "widths": (4, 2)}),
     "swinir": Case(lambda: swinir.SwinIR(2, 3, (2,), 8, (2,), 4, drop_path_rate=0.0), lambda: (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)),
                    lambda model, batch: swinir.charbonnier(model(batch[0]), batch[1]),
                    {"steps": 3, "batch_size": 2, "patch": 16, "depths": (2,), "embed_dim": 4, "heads": 1, "window_size": 4}),
+    "swinlstm": Case(lambda: swinlstm.SwinLSTM(16, 2, 1, 16, (2,), None, (2,), drop_path_rate=0.0), lambda: (torch.rand(2, 3, 1, 16, 16), torch.rand(2, 2, 1, 16, 16)),
+                     lambda model, batch: (model(batch[0], 2) - batch[1]).square().mean(), {"steps": 3, "batch_size": 2, "test_clips": 4}),
     "visionts": Case(lambda: visionts.VisionTS(mae.MAE(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
                                                96, 24, 24), lambda: (torch.randn(2, 96, 3), torch.randn(2, 24, 3)),
                      lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),

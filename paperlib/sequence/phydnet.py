@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import factorial
@@ -511,16 +510,14 @@ def experiment(preset: PhyDNetPreset, seed: int, device: torch.device) -> dict:
     given = material(preset.data, preset.size, n + m, n + m, preset.batch_size, preset.test_clips, seed)
     clips, truth = given.test, given.test[:, n:n + m]
     model = network(preset, clips.shape[2])
-    started = time.perf_counter()
     history = train(model, given.batches, preset, seed, device)
-    seconds = time.perf_counter() - started
     model.eval()
     result: dict = scores(predict(model, clips, n, m, device), truth)
     result |= {f"mse_{name}": by_frame(mse_sum_frame(f(clips[:, :n], m), truth)) for name, f in given.baselines.items()}
     spent = cost(model.cpu(), clips[:4, :n], rounds=0)
     model.to(device)
     tail = max(1, len(history.loss) // 20)
-    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb, "step_seconds": seconds / preset.steps}
+    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
     if preset.branches in ("both", "physical"):
         result["moment_loss"] = model.moment_loss().item()
         equation = lambda past, frames: model(past, frames, correct=False)

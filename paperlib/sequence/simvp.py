@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -477,8 +476,7 @@ class Keep:
         self.at, self.state = at, {}
 
     def on_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
-        if done == self.at:
-            self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()} if done == self.at else self.state
 
     def state_dict(self) -> dict:
         return dict(self.state)
@@ -519,9 +517,7 @@ def experiment(preset: SimVPPreset, seed: int, device: torch.device) -> dict:
     clips = given.test
     model = network(preset, clips.shape[2], clips.shape[3:])
     keep = Keep(round(preset.early * preset.steps))
-    started = time.perf_counter()
     history = train(model, given.batches, preset, seed, device, (keep,))
-    seconds = time.perf_counter() - started
     model.eval()
     truth, ahead = clips[:, n:n + m], min(preset.long, clips.shape[1] - n)
     result: dict = scores(predict(model, clips, n, m, device), truth)
@@ -530,7 +526,7 @@ def experiment(preset: SimVPPreset, seed: int, device: torch.device) -> dict:
     spent = cost(model.cpu(), clips[:4, :n], rounds=0)
     model.to(device)
     result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "loss_spread": statistics.pstdev(history.loss[-tail:]) / statistics.fmean(history.loss[-tail:]),
-               "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb, "step_seconds": seconds / preset.steps}
+               "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
     if given.figure is not None:
         result["mse_figure"], result["mse_ground"] = apart(predict(model, clips, n, m, device), truth, given.figure[:, n:n + m])
     if ahead > m:

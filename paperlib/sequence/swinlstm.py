@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,10 +35,9 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return (h, c), each (B, H, W, C)."""
-        h, c = state
-        f = self.mixer(x, h)
+        f = self.mixer(x, state[0])
         gate = f.sigmoid()
-        c = gate * (c + f.tanh())
+        c = gate * (state[1] + f.tanh())
         return gate * c.tanh(), c
 
 # %% ../../nbs/sequence/swinlstm.ipynb #block
@@ -372,16 +370,14 @@ def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
     given = material(preset.data, preset.size, n + m, n + m, preset.batch_size, preset.test_clips, seed)
     clips, truth = given.test, given.test[:, n:n + m]
     model = network(preset, clips.shape[2], clips.shape[3:])
-    started = time.perf_counter()
     history = train(model, given.batches, preset, seed, device)
-    seconds = time.perf_counter() - started
     model.eval()
     result: dict = scores(predict(model, clips, n, m, device), truth)
     result |= {f"mse_{name}": by_frame(mse_sum_frame(f(clips[:, :n], m), truth)) for name, f in given.baselines.items()}
     spent = cost(model.cpu(), clips[:4, :n], rounds=0)
     model.to(device)
     tail = max(1, len(history.loss) // 20)
-    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb, "step_seconds": seconds / preset.steps}
+    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
     save_weights(model, f"{preset.data}_{preset.size}", {"model": "SwinLSTM", "trained_on": preset.data, "config": {k: getattr(preset, k) for k in (
         "patch_size", "embed_dim", "depths", "depths_up", "num_heads", "window_size", "mixer")} | {"img_size": preset.size}})
     return result
