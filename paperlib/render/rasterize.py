@@ -23,8 +23,8 @@ from .rasterize_kernels import ALPHA_MAX, ALPHA_MIN, DILATION, GUARD, NEAR, T_MI
 
 # %% auto #0
 __all__ = ['ONE_AT_A_TIME', 'PROCESS', 'BACKENDS', 'rotations', 'Splats', 'covariances2d', 'sh_basis', 'project', 'blend_weights',
-           'pixel_centers', 'composite_dense', 'tile_lists', 'composite_tiles', 'Rendering', 'alone', 'pick_backend',
-           'rasterize']
+           'pixel_centers', 'composite_dense', 'TileLists', 'tile_lists', 'composite_tiles', 'Rendering', 'alone',
+           'pick_backend', 'rasterize']
 
 # %% ../../nbs/render/rasterize.ipynb #rotations
 def rotations(quats: Tensor) -> Tensor:
@@ -137,24 +137,40 @@ def composite_dense(means2d: Tensor, conics: Tensor, opacities: Tensor, colors: 
     return image + left * background, 1 - left[..., 0], depth[..., 0]
 
 # %% ../../nbs/render/rasterize.ipynb #tile-lists
-def tile_lists(splats: Splats, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Return the splats of all tiles, tile after tile, each nearest first (P,), and how many each tile has (tiles,), row by row."""
+@dataclass(frozen=True)
+class TileLists:
+    """The splats of all tiles: ids (P,), tile after tile, each nearest first; counts (tiles,), row by row.
+
+    A pair also has a slot (P,), its place in a list by splat: order (n,) says which splat comes when there, touched (n,) how many slots it has.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    slots: Tensor
+    order: Tensor
+    touched: Tensor
+
+
+def tile_lists(splats: Splats, width: int, height: int) -> TileLists:
+    """Return which splats' boxes touch which tiles of 16 x 16 pixels."""
     size = splats.means2d.new_tensor([width, height])
-    low = ((splats.means2d - splats.extents - 0.5).ceil().clamp_min(0)).long() // TILE
-    high = torch.minimum((splats.means2d + splats.extents - 0.5).floor(), size - 1).long() // TILE + 1
+    low = (splats.means2d - splats.extents - 0.5).ceil().clamp_min(0).long()
+    high = torch.minimum((splats.means2d + splats.extents - 0.5).floor(), size - 1).long()
     order = splats.depths.argsort(stable=True)
-    low, span = low[order], (high - low).clamp_min(0)[order]
-    counts, across = span.prod(1), -(-width // TILE)
-    ids = torch.repeat_interleave(order, counts)
-    k = torch.arange(len(ids), device=ids.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    low, columns = (torch.repeat_interleave(v, counts, dim=0) for v in (low, span[:, 0]))
+    low, span = (low // TILE)[order], torch.where((high >= low).all(1, keepdim=True), high // TILE + 1 - low // TILE, 0)[order]
+    touched, across = span.prod(1), -(-width // TILE)
+    ids = torch.repeat_interleave(order, touched)
+    k = torch.arange(len(ids), device=ids.device) - torch.repeat_interleave(touched.cumsum(0) - touched, touched)
+    low, columns = (torch.repeat_interleave(v, touched, dim=0) for v in (low, span[:, 0]))
     tile = (low[:, 1] + k // columns) * across + low[:, 0] + k % columns
-    return ids[tile.argsort(stable=True)], tile.bincount(minlength=across * -(-height // TILE))
+    slots = tile.argsort(stable=True)
+    return TileLists(ids[slots], tile.bincount(minlength=across * -(-height // TILE)), slots, order, touched)
 
 # %% ../../nbs/render/rasterize.ipynb #composite-tiles
 def composite_tiles(splats: Splats, background: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return image (H, W, 3), opacity and depth (H, W): tiles of similar length together, as batched tensor operations."""
-    ids, counts = tile_lists(splats, width, height)
+    lists = tile_lists(splats, width, height)
+    ids, counts = lists.ids, lists.counts
     across, down = -(-width // TILE), -(-height // TILE)
     starts, features = counts.cumsum(0) - counts, torch.cat([splats.colors, splats.depths[:, None]], 1)
     pixels = rearrange(pixel_centers(across * TILE, down * TILE, background), "(r y) (c x) k -> (r c) (y x) k", y=TILE, x=TILE)
@@ -309,6 +325,8 @@ def pick_backend(backend: str, device: torch.device) -> str:
         raise ValueError(f"backend 'numba' runs on the CPU, the Gaussians are on {device}; 'auto' picks what suits")
     if backend in ("triton", "gsplat") and not importlib.util.find_spec(backend):
         raise ValueError(f"backend {backend!r}: the package {backend} is not installed")
+    if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' needs a CUDA device, the Gaussians are on {device}; TRITON_INTERPRET=1 runs it on a CPU to try it out")
     if backend == "gsplat" and device.type != "cuda":
         raise ValueError(f"backend 'gsplat' needs a CUDA device, the Gaussians are on {device}")
     return backend
