@@ -36,7 +36,7 @@ def camera_array(w2c: np.ndarray, K: np.ndarray, width: int, height: int) -> np.
 @njit(cache=True, error_model="numpy")
 def camera_point(mu, cam):
     """Return t = W mu + t, three numbers."""
-    a, b, c = float(mu[0]), float(mu[1]), float(mu[2])
+    a, b, c = np.float64(mu[0]), np.float64(mu[1]), np.float64(mu[2])
     return (cam[0] * a + cam[1] * b + cam[2] * c + cam[9], cam[3] * a + cam[4] * b + cam[5] * c + cam[10],
             cam[6] * a + cam[7] * b + cam[8] * c + cam[11])
 
@@ -51,7 +51,7 @@ def jacobian(x, y, z, cam):
 @njit(cache=True, error_model="numpy")
 def rotation(q, R):
     """Fill R (3, 3) from a quaternion wxyz of any norm but zero, and return the norm."""
-    w, x, y, z = float(q[0]), float(q[1]), float(q[2]), float(q[3])
+    w, x, y, z = np.float64(q[0]), np.float64(q[1]), np.float64(q[2]), np.float64(q[3])
     norm = math.sqrt(w * w + x * x + y * y + z * z)
     w, x, y, z = w / norm, x / norm, y / norm, z / norm
     R[0, 0], R[0, 1], R[0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
@@ -233,7 +233,7 @@ def project_one(mu, q, s, opacity, sh, shift, cam, n, antialiased, width, height
     j00, j02, j11, j12, _, _ = jacobian(x, y, z, cam)
     footprint(j00, j02, j11, j12, q, s, cam, R, V, M)
     a, b, c, det, area = ellipse(M, DILATION)
-    o = float(opacity) * (area / math.sqrt(det) if antialiased else 1.0)
+    o = opacity * (area / math.sqrt(det) if antialiased else 1.0)
     if not o >= ALPHA_MIN:
         return 0.0
     m = 1.0001 * math.sqrt(2 * math.log(255 * o))
@@ -277,7 +277,7 @@ def project_one_backward(mu, q, s, opacity, sh, cam, n, antialiased, splat, g, R
 @njit(cache=True, error_model="numpy")
 def tile_rows(splat, height):
     """Return the tile rows [first, last) that a splat touches."""
-    v, half = float(splat[1]), float(splat[11])
+    v, half = np.float64(splat[1]), np.float64(splat[11])
     first, last = int(math.ceil(max(v - half - 0.5, 0.0))), int(math.floor(min(v + half - 0.5, height - 1.0)))
     return first // TILE, last // TILE + 1 if last >= first else first // TILE
 
@@ -285,7 +285,7 @@ def tile_rows(splat, height):
 @njit(cache=True, error_model="numpy")
 def tile_columns(splat, row, width):
     """Return the tile columns [first, last) that the ellipse touches within a row of tiles."""
-    u, v, A, B, C, half_width, half_height = float(splat[0]), float(splat[1]), float(splat[2]), float(splat[3]), float(splat[4]), float(splat[10]), float(splat[11])
+    u, v, A, B, C, half_width, half_height = np.float64(splat[0]), np.float64(splat[1]), np.float64(splat[2]), np.float64(splat[3]), np.float64(splat[4]), np.float64(splat[10]), np.float64(splat[11])
     low, high = max(TILE * row + 0.5 - v, -half_height), min(TILE * row + TILE - 0.5 - v, half_height)
     if high < low:
         return 0, 0
