@@ -222,10 +222,10 @@ class _Compiled(torch.autograd.Function):
         splats, radii, counts = np.zeros((N, 12), np.float32), np.empty(N, np.float32), np.empty(N, np.int32)
         image, opacity, depth = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32), np.empty((height, width), np.float32)
         kernels.project_all(*arrays, _flat(shifts), ctx.cam, sh.shape[1], antialiased, width, height, splats, radii, counts)
-        pairs, starts, slots = kernels.bin_pairs(splats, kernels.depth_order(splats[:, 9].copy(), counts), counts, width, height)
+        pairs, starts, slots, reach = kernels.bin_pairs(splats, kernels.depth_order(splats[:, 9].copy(), counts), counts, width, height)
         used = np.empty(len(starts) - 1, np.int64)
-        kernels.composite(splats, pairs, starts, _flat(background), width, height, image, opacity, depth, used)
-        ctx.drawn = splats, pairs, starts, slots, used, image, opacity, depth
+        kernels.composite(splats, pairs, starts, reach, _flat(background), width, height, image, opacity, depth, used)
+        ctx.drawn = splats, pairs, starts, slots, reach, used, image, opacity, depth
         out = [torch.from_numpy(v).to(means.dtype) for v in (image, opacity, depth, radii)]
         ctx.mark_non_differentiable(out[3])
         return tuple(out)
@@ -233,12 +233,12 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_image, g_opacity, g_depth, _):
-        splats, pairs, starts, slots, used, image, opacity, depth = ctx.drawn
+        splats, pairs, starts, slots, reach, used, image, opacity, depth = ctx.drawn
         g_image, g_opacity, g_depth = (_flat(g) for g in (g_image, g_opacity, g_depth))
         pieces, grads = np.empty((len(pairs), 10), np.float32), [np.zeros_like(v) for v in ctx.arrays]
         g_shifts, g_cam = np.zeros((len(splats), 2), np.float32), np.zeros((kernels.BLOCKS, 19))
         with alone():
-            kernels.composite_backward(splats, pairs, starts, used, *ctx.size, image, opacity, depth, g_image, g_opacity, g_depth, pieces)
+            kernels.composite_backward(splats, pairs, starts, used, reach, *ctx.size, image, opacity, depth, g_image, g_opacity, g_depth, pieces)
             kernels.project_all_backward(*ctx.arrays, ctx.cam, ctx.arrays[4].shape[1], ctx.antialiased, splats, slots, pieces, *grads, g_shifts, g_cam)
         g_background = np.einsum("hwc,hw->c", g_image, 1 - opacity, dtype=np.float64)
         grads = [*grads, *kernels.camera_backward(ctx.cam, g_cam), g_background, g_shifts]

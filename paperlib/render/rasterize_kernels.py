@@ -15,10 +15,11 @@ __all__ = ['NEAR', 'DILATION', 'GUARD', 'ALPHA_MIN', 'ALPHA_MAX', 'T_MIN', 'TILE
            'K5', 'K6', 'K7', 'K8', 'K9', 'E1', 'E2', 'E3', 'E4', 'E5', 'LOW', 'SKIP', 'CLAMP', 'STOP', 'ZERO', 'ONE',
            'HALF', 'camera_array', 'camera_point', 'jacobian', 'rotation', 'quaternion_backward', 'footprint',
            'ellipse', 'ellipse_backward', 'footprint_backward', 'axis_backward', 'point_backward', 'sh_values',
-           'sh_slopes', 'color_backward', 'project_one', 'project_one_backward', 'tile_rows', 'tile_columns',
-           'project_block', 'project_all', 'project_block_backward', 'project_all_backward', 'camera_backward',
-           'depth_order', 'deal', 'bin_pairs', 'row_range', 'add_splat', 'all_stopped', 'composite_tile', 'composite',
-           'sum_splat', 'reduce_splat', 'composite_tile_backward', 'composite_backward']
+           'sh_slopes', 'color_backward', 'project_one', 'project_one_backward', 'interval', 'between', 'tile_rows',
+           'tile_columns', 'rows_within', 'project_block', 'project_all', 'project_block_backward',
+           'project_all_backward', 'camera_backward', 'depth_order', 'list_tiles', 'deal', 'bin_pairs', 'add_splat',
+           'all_stopped', 'composite_tile', 'composite', 'sum_splat', 'reduce_splat', 'composite_tile_backward',
+           'composite_backward']
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #constants
 NEAR, DILATION, GUARD = 0.2, 0.3, 1.3                # metres; square pixels; how far beyond the picture's edge the Jacobian follows a Gaussian
@@ -273,30 +274,50 @@ def project_one_backward(mu, q, s, opacity, sh, cam, n, antialiased, splat, g, R
     color_backward(mu, sh, cam, n, e0, e1, e2, Y, D, g_mu, g_sh, g_cam)
     return g_opacity
 
+# %% ../../nbs/render/rasterize_kernels.ipynb #interval
+@njit(cache=True, error_model="numpy")
+def interval(A, B, C, half, low, high):
+    """Return how far left and right of its centre the ellipse A x^2 + 2 B x t + C t^2 <= m^2, ``half`` wide to each side, reaches for t between low and high."""
+    det, widest = max(A * C - B * B, 0.0), -B / C * half
+    level = half * half * det / C * A                                          # A m^2, for half^2 = m^2 C / det
+    t = min(max(widest, low), high)
+    right = min((-B * t + math.sqrt(max(level - t * t * det, 0.0))) / A + 0.01, half)
+    t = min(max(-widest, low), high)
+    return max((-B * t - math.sqrt(max(level - t * t * det, 0.0))) / A - 0.01, -half), right
+
+
+@njit(cache=True, error_model="numpy")
+def between(low, high, size):
+    """Return the whole-numbered pixels [first, last) whose centres lie between low and high, of 0 to size."""
+    first, last = int(math.ceil(max(low - 0.5, 0.0))), int(math.floor(min(high - 0.5, size - 1.0))) + 1
+    return first, max(first, last)
+
 # %% ../../nbs/render/rasterize_kernels.ipynb #tiles-of
 @njit(cache=True, error_model="numpy")
 def tile_rows(splat, height):
     """Return the tile rows [first, last) that a splat touches."""
     v, half = np.float64(splat[1]), np.float64(splat[11])
-    first, last = int(math.ceil(max(v - half - 0.5, 0.0))), int(math.floor(min(v + half - 0.5, height - 1.0)))
-    return first // TILE, last // TILE + 1 if last >= first else first // TILE
+    first, last = between(v - half, v + half, height)
+    return first // TILE, (last - 1) // TILE + 1 if last > first else first // TILE
 
 
 @njit(cache=True, error_model="numpy")
 def tile_columns(splat, row, width):
     """Return the tile columns [first, last) that the ellipse touches within a row of tiles."""
-    u, v, A, B, C, half_width, half_height = np.float64(splat[0]), np.float64(splat[1]), np.float64(splat[2]), np.float64(splat[3]), np.float64(splat[4]), np.float64(splat[10]), np.float64(splat[11])
-    low, high = max(TILE * row + 0.5 - v, -half_height), min(TILE * row + TILE - 0.5 - v, half_height)
-    if high < low:
-        return 0, 0
-    det, widest = max(A * C - B * B, 0.0), -B / C * half_width
-    level = half_width * half_width * det / C * A                                                  # A m^2
-    t = min(max(widest, low), high)
-    right = min((-B * t + math.sqrt(max(level - t * t * det, 0.0))) / A + 0.01, half_width)
-    t = min(max(-widest, low), high)
-    left = max((-B * t - math.sqrt(max(level - t * t * det, 0.0))) / A - 0.01, -half_width)
-    first, last = int(math.ceil(max(u + left - 0.5, 0.0))), int(math.floor(min(u + right - 0.5, width - 1.0)))
-    return first // TILE, last // TILE + 1 if last >= first else first // TILE
+    A, B, C, u, v = np.float64(splat[2]), np.float64(splat[3]), np.float64(splat[4]), np.float64(splat[0]), np.float64(splat[1])
+    low, high = max(TILE * row + 0.5 - v, -np.float64(splat[11])), min(TILE * row + TILE - 0.5 - v, np.float64(splat[11]))
+    left, right = interval(A, B, C, np.float64(splat[10]), low, high)
+    first, last = between(u + left, u + right, width)
+    return (first // TILE, (last - 1) // TILE + 1) if last > first and low <= high else (0, 0)
+
+
+@njit(cache=True, error_model="numpy")
+def rows_within(splat, row, column):
+    """Return the rows [first, last) of a tile, 0 to 16, that the ellipse touches within the tile's columns."""
+    A, B, C, u, v = np.float64(splat[2]), np.float64(splat[3]), np.float64(splat[4]), np.float64(splat[0]), np.float64(splat[1])
+    low, high = max(TILE * column + 0.5 - u, -np.float64(splat[10])), min(TILE * column + TILE - 0.5 - u, np.float64(splat[10]))
+    above, below = interval(C, B, A, np.float64(splat[11]), low, high)
+    return between(v + above - TILE * row, v + below - TILE * row, TILE)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #project-all
 @njit(cache=True, error_model="numpy")
@@ -381,39 +402,53 @@ def depth_order(depths, counts):
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #bin-pairs
 @njit(cache=True, error_model="numpy")
-def deal(order, j0, j1, splats, slots, width, height, place, pairs, write):
-    """Walk Gaussians j0 to j1 of the order over their tiles: count in ``place`` (tiles,), or write pairs there."""
+def list_tiles(i0, i1, splats, slots, width, height, tiles, reach):
+    """Fill the tile, and the rows [first, last) of it, of every slot of Gaussians i0 to i1."""
     across = (width + TILE - 1) // TILE
-    for i in order[j0:j1]:
+    for i in range(i0, i1):
         slot = slots[i]
-        first, last = tile_rows(splats[i], height)
-        for row in range(first, last):
-            left, right = tile_columns(splats[i], row, width)
-            for t in range(row * across + left, row * across + right):
-                if write:
-                    pairs[place[t], 0], pairs[place[t], 1] = i, slot
+        if slots[i + 1] > slot:
+            first, last = tile_rows(splats[i], height)
+            for row in range(first, last):
+                left, right = tile_columns(splats[i], row, width)
+                for column in range(left, right):
+                    tiles[slot] = row * across + column
+                    reach[slot, 0], reach[slot, 1] = rows_within(splats[i], row, column)
                     slot += 1
-                place[t] += 1
+
+
+@njit(cache=True, error_model="numpy")
+def deal(order, j0, j1, slots, tiles, place, pairs, write):
+    """Walk Gaussians j0 to j1 of the order over their tiles: count in ``place`` (tiles,), or write pairs there."""
+    for i in order[j0:j1]:
+        for slot in range(slots[i], slots[i + 1]):
+            t = tiles[slot]
+            if write:
+                pairs[place[t], 0], pairs[place[t], 1] = i, slot
+            place[t] += 1
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def bin_pairs(splats, order, counts, width, height):
-    """Return pairs (P, 2) of Gaussian and slot, by tile and in each nearest first; where each tile starts (tiles + 1,); where each Gaussian's slots start (N + 1,)."""
-    n, tiles = len(order), ((width + TILE - 1) // TILE) * ((height + TILE - 1) // TILE)
-    slots, starts, place = np.zeros(len(splats) + 1, np.int64), np.empty(tiles + 1, np.int64), np.zeros((BLOCKS, tiles), np.int64)
-    for i in range(len(counts)):
+    """Return pairs (P, 2) of Gaussian and slot, by tile and in each nearest first; where each tile starts (tiles + 1,);
+    where each Gaussian's slots start (N + 1,); and the rows of the tile that each slot reaches (P, 2)."""
+    N, n, n_tiles = len(splats), len(order), ((width + TILE - 1) // TILE) * ((height + TILE - 1) // TILE)
+    slots, starts, place, at = np.zeros(N + 1, np.int64), np.empty(n_tiles + 1, np.int64), np.zeros((BLOCKS, n_tiles), np.int64), 0
+    for i in range(N):
         slots[i + 1] = slots[i] + counts[i]
-    pairs, at = np.empty((slots[-1], 2), np.int32), 0
+    tiles, reach, pairs = np.empty(slots[-1], np.int32), np.empty((slots[-1], 2), np.int32), np.empty((slots[-1], 2), np.int32)
     for b in prange(BLOCKS):
-        deal(order, n * b // BLOCKS, n * (b + 1) // BLOCKS, splats, slots, width, height, place[b], pairs, False)
-    for t in range(tiles):
+        list_tiles(N * b // BLOCKS, N * (b + 1) // BLOCKS, splats, slots, width, height, tiles, reach)
+    for b in prange(BLOCKS):
+        deal(order, n * b // BLOCKS, n * (b + 1) // BLOCKS, slots, tiles, place[b], pairs, False)
+    for t in range(n_tiles):
         starts[t] = at
         for b in range(BLOCKS):
             place[b, t], at = at, at + place[b, t]
-    starts[tiles] = at
+    starts[n_tiles] = at
     for b in prange(BLOCKS):
-        deal(order, n * b // BLOCKS, n * (b + 1) // BLOCKS, splats, slots, width, height, place[b], pairs, True)
-    return pairs, starts, slots
+        deal(order, n * b // BLOCKS, n * (b + 1) // BLOCKS, slots, tiles, place[b], pairs, True)
+    return pairs, starts, slots, reach
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #exp
 E1, E2, E3, E4, E5 = (f32(c) for c in (0.12499934532569972, 0.007810934037694891, 0.0003242742274470619, 9.728591235642176e-06, 1.79603670159622e-07))
@@ -421,16 +456,9 @@ LOW, SKIP, CLAMP, STOP, ZERO, ONE, HALF = f32(-5.6), f32(ALPHA_MIN), f32(ALPHA_M
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #add-splat
 @njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def row_range(v, half):
-    """Return the rows [first, last) of a tile that lie within ``half`` of v."""
-    return int(math.ceil(min(max(v - half, ZERO), f32(TILE)))), int(math.floor(min(max(v + half, -ONE), f32(TILE - 1)))) + 1
-
-
-@njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def add_splat(P, splat, u, v):
-    """Add a splat, whose centre is at (u, v) from the first pixel's centre, to a tile: P (16, 80) holds T, red, green, blue, depth."""
+def add_splat(P, splat, u, v, first, last):
+    """Add a splat, its centre at (u, v) from the first pixel's centre, to rows [first, last) of a tile: P (16, 80) holds T, red, green, blue, depth."""
     a, b, c, o, red, green, blue, z = -HALF * splat[2], -splat[3], -HALF * splat[4], splat[5], splat[6], splat[7], splat[8], splat[9]
-    first, last = row_range(v, splat[11])
     for y in range(first, last):
         dy, Q = v - f32(y), P[y]
         slope, level = b * dy, c * dy * dy
@@ -467,7 +495,7 @@ def all_stopped(P):
 
 
 @njit(cache=True, error_model="numpy")
-def composite_tile(tile, splats, pairs, starts, background, width, height, image, opacity, depth):
+def composite_tile(tile, splats, pairs, starts, reach, background, width, height, image, opacity, depth):
     """Draw one tile and return up to which pair it had to go."""
     across = (width + TILE - 1) // TILE
     ox, oy = TILE * (tile % across), TILE * (tile // across)
@@ -479,8 +507,8 @@ def composite_tile(tile, splats, pairs, starts, background, width, height, image
         if (q - starts[tile]) % 16 == 15 and all_stopped(P):
             used = q
             break
-        splat = splats[pairs[q, 0]]
-        add_splat(P, splat, splat[0] - f32(ox) - HALF, splat[1] - f32(oy) - HALF)
+        splat, slot = splats[pairs[q, 0]], pairs[q, 1]
+        add_splat(P, splat, splat[0] - f32(ox) - HALF, splat[1] - f32(oy) - HALF, reach[slot, 0], reach[slot, 1])
     for y in range(min(TILE, height - oy)):
         for x in range(min(TILE, width - ox)):
             T = abs(P[y, x])
@@ -492,18 +520,17 @@ def composite_tile(tile, splats, pairs, starts, background, width, height, image
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def composite(splats, pairs, starts, background, width, height, image, opacity, depth, used):
+def composite(splats, pairs, starts, reach, background, width, height, image, opacity, depth, used):
     """Fill image (H, W, 3), opacity and depth (H, W), and used (tiles,)."""
     for k in prange(len(used)):
         tile = np.int64(k)
-        used[tile] = composite_tile(tile, splats, pairs, starts, background, width, height, image, opacity, depth)
+        used[tile] = composite_tile(tile, splats, pairs, starts, reach, background, width, height, image, opacity, depth)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #add-splat-backward
 @njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def sum_splat(P, V, splat, u, v):
-    """Fill V (112,), seven sums down the columns of a tile. P (16, 112) holds T, S and the gradients to red, green, blue, opacity, depth."""
+def sum_splat(P, V, splat, u, v, first, last):
+    """Fill V (112,), seven sums down the columns of rows [first, last) of a tile. P (16, 112) holds T, S and the gradients to red, green, blue, opacity, depth."""
     a, b, c, o, red, green, blue, z = -HALF * splat[2], -splat[3], -HALF * splat[4], splat[5], splat[6], splat[7], splat[8], splat[9]
-    first, last = row_range(v, splat[11])
     for x in range(7 * TILE):
         V[x] = ZERO
     for y in range(first, last):
@@ -540,7 +567,7 @@ def sum_splat(P, V, splat, u, v):
             V[96 + x] += w * Q[96 + x]
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #reduce-splat
-@njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@njit(cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
 def reduce_splat(V, splat, u, g):
     """Turn the seven column sums into the gradient g (10,) to a splat."""
     m0 = m1 = m2 = n0 = n1 = k0 = ZERO
@@ -558,7 +585,7 @@ def reduce_splat(V, splat, u, g):
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #composite-backward
 @njit(cache=True, error_model="numpy")
-def composite_tile_backward(tile, splats, pairs, starts, used, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces):
+def composite_tile_backward(tile, splats, pairs, starts, used, reach, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces):
     """Fill the pieces of one tile's pairs."""
     across = (width + TILE - 1) // TILE
     ox, oy = TILE * (tile % across), TILE * (tile // across)
@@ -572,17 +599,17 @@ def composite_tile_backward(tile, splats, pairs, starts, used, width, height, im
                 Q[32 + 16 * ch + x] = g_image[i, j, ch]
                 Q[16 + x] += g_image[i, j, ch] * image[i, j, ch]
     for q in range(starts[tile], used[tile]):
-        splat = splats[pairs[q, 0]]
+        splat, slot = splats[pairs[q, 0]], pairs[q, 1]
         u, v = splat[0] - f32(ox) - HALF, splat[1] - f32(oy) - HALF
-        sum_splat(P, V, splat, u, v)
-        reduce_splat(V, splat, u, pieces[pairs[q, 1]])
+        sum_splat(P, V, splat, u, v, reach[slot, 0], reach[slot, 1])
+        reduce_splat(V, splat, u, pieces[slot])
     for q in range(used[tile], starts[tile + 1]):
         for ch in range(10):
             pieces[pairs[q, 1], ch] = ZERO
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def composite_backward(splats, pairs, starts, used, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces):
+def composite_backward(splats, pairs, starts, used, reach, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces):
     """Fill pieces (P, 10), the gradient of every pair, at its slot."""
     for k in prange(len(used)):
-        composite_tile_backward(np.int64(k), splats, pairs, starts, used, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces)
+        composite_tile_backward(np.int64(k), splats, pairs, starts, used, reach, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces)

@@ -15,10 +15,10 @@ from .rasterize import Splats, tile_lists
 from .rasterize_kernels import TILE
 
 # %% auto #0
-__all__ = ['tl', 'make_kernels', 'composite_triton']
+__all__ = ['tl', 'alpha_of', 'make_kernels', 'composite_triton']
 
 # %% ../../nbs/render/rasterize_triton.ipynb #forward-kernel
-tl = None                                                       # triton.language, once `make_kernels` has found it
+tl = alpha_of = None                                            # triton.language and a compiled `_alpha`, once `make_kernels` has found Triton
 
 
 def _alpha(splats, i, x, y):
