@@ -265,6 +265,18 @@ def test_dtypes_and_shapes_of_what_comes_out():
     assert torch.allclose(short.image, r.image.float(), atol=1e-6)
 
 
+def test_a_pose_of_three_rows_gets_three_rows_and_a_change_in_place_is_noticed():
+    given, width, height = scene(50)
+    full = gradients(given, width, height, "numba", torch.float32)[1]["w2c"]
+    three = gradients(given | {"w2c": given["w2c"][:3]}, width, height, "numba", torch.float32)[1]["w2c"]
+    assert torch.equal(three, full[:3]) and (full[3] == 0).all()
+    _, out, leaves = draw(given, width, height)
+    with torch.no_grad():
+        leaves["means"] += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_the_gradient_to_the_shifts_is_the_pull_in_pixels():
     given, width, height = scene(80, seed=6)
     _, grads = gradients(given, width, height, "numba", torch.float32)

@@ -217,8 +217,9 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, sh, w2c, K, background, shifts, width, height, antialiased):
         ctx.dtypes, ctx.size, ctx.antialiased = [v.dtype for v in (means, quats, scales, opacities, sh, w2c, K, background, shifts)], (width, height), antialiased
-        ctx.arrays = arrays = [_flat(v) for v in (means, quats, scales, opacities, sh)]
-        ctx.cam, N = kernels.camera_array(w2c.detach().double().numpy(), K.detach().double().numpy(), width, height), len(means)
+        ctx.save_for_backward(means, quats, scales, opacities, sh)          # tensors, so that a change in place before the backward pass is noticed
+        arrays = [_flat(v) for v in (means, quats, scales, opacities, sh)]
+        ctx.pose, ctx.cam, N = w2c.shape, kernels.camera_array(w2c.detach().double().numpy(), K.detach().double().numpy(), width, height), len(means)
         splats, radii, counts = np.zeros((N, 12), np.float32), np.empty(N, np.float32), np.empty(N, np.int32)
         image, opacity, depth = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32), np.empty((height, width), np.float32)
         kernels.project_all(*arrays, _flat(shifts), ctx.cam, sh.shape[1], antialiased, width, height, splats, radii, counts)
@@ -235,13 +236,15 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx, g_image, g_opacity, g_depth, _):
         splats, pairs, starts, slots, reach, used, image, opacity, depth = ctx.drawn
         g_image, g_opacity, g_depth = (_flat(g) for g in (g_image, g_opacity, g_depth))
-        pieces, grads = np.empty((len(pairs), 10), np.float32), [np.zeros_like(v) for v in ctx.arrays]
+        arrays, pieces = [_flat(v) for v in ctx.saved_tensors], np.empty((len(pairs), 10), np.float32)
+        grads = [np.zeros_like(v) for v in arrays]
         g_shifts, g_cam = np.zeros((len(splats), 2), np.float32), np.zeros((kernels.BLOCKS, 19))
         with alone():
             kernels.composite_backward(splats, pairs, starts, used, reach, *ctx.size, image, opacity, depth, g_image, g_opacity, g_depth, pieces)
-            kernels.project_all_backward(*ctx.arrays, ctx.cam, ctx.arrays[4].shape[1], ctx.antialiased, splats, slots, pieces, *grads, g_shifts, g_cam)
+            kernels.project_all_backward(*arrays, ctx.cam, arrays[4].shape[1], ctx.antialiased, splats, slots, pieces, *grads, g_shifts, g_cam)
         g_background = np.einsum("hwc,hw->c", g_image, 1 - opacity, dtype=np.float64)
-        grads = [*grads, *kernels.camera_backward(ctx.cam, g_cam), g_background, g_shifts]
+        g_w2c, g_K = kernels.camera_backward(ctx.cam, g_cam)
+        grads = [*grads, g_w2c[: ctx.pose[0]], g_K, g_background, g_shifts]
         return *(torch.from_numpy(g).to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None
 
 # %% ../../nbs/render/rasterize.ipynb #alone
