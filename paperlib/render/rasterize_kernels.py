@@ -11,21 +11,28 @@ import numpy as np
 from numba import njit, prange
 
 # %% auto #0
-__all__ = ['NEAR', 'DILATION', 'GUARD', 'ALPHA_MIN', 'ALPHA_MAX', 'T_MIN', 'TILE', 'BLOCKS', 'f32', 'K0', 'K1', 'K2', 'K3', 'K4',
-           'K5', 'K6', 'K7', 'K8', 'K9', 'E1', 'E2', 'E3', 'E4', 'E5', 'LOW', 'SKIP', 'CLAMP', 'STOP', 'ZERO', 'ONE',
-           'HALF', 'camera_array', 'camera_point', 'jacobian', 'rotation', 'quaternion_backward', 'footprint',
-           'ellipse', 'ellipse_backward', 'footprint_backward', 'axis_backward', 'point_backward', 'sh_values',
-           'sh_slopes', 'color_backward', 'project_one', 'project_one_backward', 'interval', 'between', 'tile_rows',
-           'tile_columns', 'rows_within', 'project_block', 'project_all', 'project_block_backward',
-           'project_all_backward', 'camera_backward', 'depth_order', 'list_tiles', 'deal', 'bin_pairs', 'add_splat',
-           'all_stopped', 'composite_tile', 'composite', 'sum_splat', 'reduce_splat', 'composite_tile_backward',
-           'composite_backward']
+__all__ = ['NEAR', 'DILATION', 'GUARD', 'ALPHA_MIN', 'ALPHA_MAX', 'T_MIN', 'TILE', 'BLOCKS', 'f32', 'piece', 'loop', 'parallel',
+           'fast', 'K0', 'K1', 'K2', 'K3', 'K4', 'K5', 'K6', 'K7', 'K8', 'K9', 'E1', 'E2', 'E3', 'E4', 'E5', 'LOW',
+           'SKIP', 'CLAMP', 'STOP', 'ZERO', 'ONE', 'HALF', 'camera_array', 'camera_point', 'jacobian', 'rotation',
+           'quaternion_backward', 'footprint', 'ellipse', 'ellipse_backward', 'footprint_backward', 'axis_backward',
+           'point_backward', 'sh_values', 'sh_slopes', 'color_backward', 'project_one', 'project_one_backward',
+           'interval', 'between', 'tile_rows', 'tile_columns', 'rows_within', 'project_block', 'project_all',
+           'project_block_backward', 'project_all_backward', 'camera_backward', 'depth_order', 'list_tiles', 'deal',
+           'bin_pairs', 'add_splat', 'all_stopped', 'composite_tile', 'composite', 'sum_splat', 'reduce_splat',
+           'composite_tile_backward', 'composite_backward']
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #constants
 NEAR, DILATION, GUARD = 0.2, 0.3, 1.3                # metres; square pixels; how far beyond the picture's edge the Jacobian follows a Gaussian
 ALPHA_MIN, ALPHA_MAX, T_MIN = 1 / 255, 0.99, 1e-4    # fainter is skipped, denser is clamped, darker stops a pixel
 TILE, BLOCKS = 16, 32                                # pixels; pieces of work, a fixed number so that no sum depends on the threads
 f32 = np.float32
+
+# four kinds of compiled function: parts that melt into their caller (a call with twenty arrays costs more than a rotation), the pieces of work of one
+# thread, loops over all threads, and float32 loops that may fuse a product with a sum; none checks a division for zero
+piece = njit(cache=True, forceinline=True, error_model="numpy")
+loop = njit(cache=True, error_model="numpy")
+parallel = njit(cache=True, parallel=True, error_model="numpy")
+fast = njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #camera
 def camera_array(w2c: np.ndarray, K: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -34,7 +41,7 @@ def camera_array(w2c: np.ndarray, K: np.ndarray, width: int, height: int) -> np.
     return np.concatenate([W.ravel(), t, -np.linalg.solve(W, t), [fx, fy, K[0, 2], K[1, 2], GUARD * width / (2 * fx), GUARD * height / (2 * fy)]])
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def camera_point(mu, cam):
     """Return t = W mu + t, three numbers."""
     a, b, c = np.float64(mu[0]), np.float64(mu[1]), np.float64(mu[2])
@@ -42,14 +49,14 @@ def camera_point(mu, cam):
             cam[6] * a + cam[7] * b + cam[8] * c + cam[11])
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def jacobian(x, y, z, cam):
     """Return the four entries of J that are not zero, j00 j02 j11 j12, and the clamped x and y that they are taken at."""
     x, y = min(max(x, -cam[19] * z), cam[19] * z), min(max(y, -cam[20] * z), cam[20] * z)
     return cam[15] / z, -cam[15] * x / (z * z), cam[16] / z, -cam[16] * y / (z * z), x, y
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #quaternion
-@njit(cache=True, error_model="numpy")
+@piece
 def rotation(q, R):
     """Fill R (3, 3) from a quaternion wxyz of any norm but zero, and return the norm."""
     w, x, y, z = np.float64(q[0]), np.float64(q[1]), np.float64(q[2]), np.float64(q[3])
@@ -61,7 +68,7 @@ def rotation(q, R):
     return norm
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def quaternion_backward(q, norm, R, g_q):
     """Fill g_q (4,) from R (3, 3), which holds the gradient to the rotation."""
     w, x, y, z = q[0] / norm, q[1] / norm, q[2] / norm, q[3] / norm
@@ -73,7 +80,7 @@ def quaternion_backward(q, norm, R, g_q):
     g_q[0], g_q[1], g_q[2], g_q[3] = (gw - w * along) / norm, (gx - x * along) / norm, (gy - y * along) / norm, (gz - z * along) / norm
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #footprint
-@njit(cache=True, error_model="numpy")
+@piece
 def footprint(j00, j02, j11, j12, q, s, cam, R, V, M):
     """Fill R, V = W R (3, 3) and M = J V diag(s) (2, 3), and return the quaternion's norm."""
     norm = rotation(q, R)
@@ -85,7 +92,7 @@ def footprint(j00, j02, j11, j12, q, s, cam, R, V, M):
     return norm
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def ellipse(M, dilation):
     """Return a, b, c of the dilated covariance, its determinant, and the root of the undilated one's."""
     a = M[0, 0] * M[0, 0] + M[0, 1] * M[0, 1] + M[0, 2] * M[0, 2]
@@ -96,7 +103,7 @@ def ellipse(M, dilation):
     return a + dilation, b, c + dilation, area + dilation * (a + c) + dilation * dilation, math.sqrt(area)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #ellipse-backward
-@njit(cache=True, error_model="numpy")
+@piece
 def ellipse_backward(M, dilation, g_conic, g_ratio):
     """Return the gradient to Sigma' (three numbers of a symmetric matrix) from those to the conic (3,) and to the ratio rho."""
     a, b, c, det, area = ellipse(M, dilation)
@@ -112,7 +119,7 @@ def ellipse_backward(M, dilation, g_conic, g_ratio):
     return h00, h01, h11
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #footprint-backward
-@njit(cache=True, error_model="numpy")
+@piece
 def footprint_backward(h00, h01, h11, j00, j02, j11, j12, s, cam, R, V, M, g_s, g_cam):
     """Fill g_s, add to g_cam, leave the gradient to the rotation in R, and return the one to j00, j02, j11, j12; V and M are used up."""
     g00 = g02 = g11 = g12 = 0.0
@@ -131,7 +138,7 @@ def footprint_backward(h00, h01, h11, j00, j02, j11, j12, s, cam, R, V, M, g_s, 
     return g00, g02, g11, g12
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #point-backward
-@njit(cache=True, error_model="numpy")
+@piece
 def axis_backward(x, clamped, z, f, g_u, g_j, g_k):
     """Return the gradients to x, z and f of one axis, from those to u, j = f / z and k = -f x_c / z^2."""
     g_x, g_f = f / z * g_u, x / z * g_u + g_j / z
@@ -143,7 +150,7 @@ def axis_backward(x, clamped, z, f, g_u, g_j, g_k):
     return g_x, g_z, g_f
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def point_backward(mu, x, y, z, g, g00, g02, g11, g12, cam, g_mu, g_cam):
     """Fill g_mu and add to g_cam from the gradient to the splat, g (10,), and to J."""
     clamped_x, clamped_y = jacobian(x, y, z, cam)[4:]
@@ -168,7 +175,7 @@ K0, K1, K2, K3, K4 = 0.28209479177387814, 0.4886025119029199, 1.0925484305920792
 K5, K6, K7, K8, K9 = 0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def sh_values(x, y, z, n, Y):
     """Fill the first n of 1, 4, 9 or 16 basis values at a unit direction."""
     xx, yy, zz = x * x, y * y, z * z
@@ -184,7 +191,7 @@ def sh_values(x, y, z, n, Y):
         Y[14], Y[15] = K9 * z * (xx - yy), -K5 * x * (xx - 3 * yy)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #sh-slopes
-@njit(cache=True, error_model="numpy")
+@piece
 def sh_slopes(x, y, z, n, D):
     """Fill D (16, 3) with the derivatives of the first n polynomials by x, y and z."""
     xx, yy, zz = x * x, y * y, z * z
@@ -206,7 +213,7 @@ def sh_slopes(x, y, z, n, D):
         D[15, 0], D[15, 1] = -3 * K5 * (xx - yy), 6 * K5 * x * y
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #color-backward
-@njit(cache=True, error_model="numpy")
+@piece
 def color_backward(mu, sh, cam, n, e0, e1, e2, Y, D, g_mu, g_sh, g_cam):
     """Fill g_sh (n, 3), add to g_mu and g_cam from the gradient to an unclamped colour, e0 e1 e2."""
     x, y, z = mu[0] - cam[12], mu[1] - cam[13], mu[2] - cam[14]
@@ -225,7 +232,7 @@ def color_backward(mu, sh, cam, n, e0, e1, e2, Y, D, g_mu, g_sh, g_cam):
     g_cam[12], g_cam[13], g_cam[14] = g_cam[12] - gx, g_cam[13] - gy, g_cam[14] - gz
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #project-one
-@njit(cache=True, error_model="numpy")
+@piece
 def project_one(mu, q, s, opacity, sh, shift, cam, n, antialiased, width, height, R, V, M, Y, splat):
     """Fill a splat (12,) and return its radius, 3 standard deviations of the long axis in pixels; 0 where the camera does not see it."""
     x, y, z = camera_point(mu, cam)
@@ -256,7 +263,7 @@ def project_one(mu, q, s, opacity, sh, shift, cam, n, antialiased, width, height
     return 3 * math.sqrt(middle + math.sqrt(max(middle * middle - det, 0.0)))
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #project-one-backward
-@njit(cache=True, error_model="numpy")
+@piece
 def project_one_backward(mu, q, s, opacity, sh, cam, n, antialiased, splat, g, R, V, M, Y, D, g_mu, g_q, g_s, g_sh, g_cam):
     """Fill the gradients to one Gaussian and add those to the camera, from the gradient g (10,) to its splat; return the one to the opacity."""
     x, y, z = camera_point(mu, cam)
@@ -275,7 +282,7 @@ def project_one_backward(mu, q, s, opacity, sh, cam, n, antialiased, splat, g, R
     return g_opacity
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #interval
-@njit(cache=True, error_model="numpy")
+@piece
 def interval(A, B, C, half, low, high):
     """Return how far left and right of its centre the ellipse A x^2 + 2 B x t + C t^2 <= m^2, ``half`` wide to each side, reaches for t between low and high."""
     det, widest = max(A * C - B * B, 0.0), -B / C * half
@@ -286,14 +293,14 @@ def interval(A, B, C, half, low, high):
     return max((-B * t - math.sqrt(max(level - t * t * det, 0.0))) / A - 0.01, -half), right
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def between(low, high, size):
     """Return the whole-numbered pixels [first, last) whose centres lie between low and high, of 0 to size."""
     first, last = int(math.ceil(max(low - 0.5, 0.0))), int(math.floor(min(high - 0.5, size - 1.0))) + 1
     return first, max(first, last)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #tiles-of
-@njit(cache=True, error_model="numpy")
+@piece
 def tile_rows(splat, height):
     """Return the tile rows [first, last) that a splat touches."""
     v, half = np.float64(splat[1]), np.float64(splat[11])
@@ -301,7 +308,7 @@ def tile_rows(splat, height):
     return first // TILE, (last - 1) // TILE + 1 if last > first else first // TILE
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def tile_columns(splat, row, width):
     """Return the tile columns [first, last) that the ellipse touches within a row of tiles."""
     A, B, C, u, v = np.float64(splat[2]), np.float64(splat[3]), np.float64(splat[4]), np.float64(splat[0]), np.float64(splat[1])
@@ -311,7 +318,7 @@ def tile_columns(splat, row, width):
     return (first // TILE, (last - 1) // TILE + 1) if last > first and low <= high else (0, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@piece
 def rows_within(splat, row, column):
     """Return the rows [first, last) of a tile, 0 to 16, that the ellipse touches within the tile's columns."""
     A, B, C, u, v = np.float64(splat[2]), np.float64(splat[3]), np.float64(splat[4]), np.float64(splat[0]), np.float64(splat[1])
@@ -320,7 +327,7 @@ def rows_within(splat, row, column):
     return between(v + above - TILE * row, v + below - TILE * row, TILE)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #project-all
-@njit(cache=True, error_model="numpy")
+@loop
 def project_block(i0, i1, means, quats, scales, opacities, sh, shifts, cam, n, antialiased, width, height, splats, radii, counts):
     """Project Gaussians i0 to i1 and count the tiles that each touches."""
     R, V, M, Y = np.empty((3, 3)), np.empty((3, 3)), np.empty((2, 3)), np.empty(16)
@@ -334,7 +341,7 @@ def project_block(i0, i1, means, quats, scales, opacities, sh, shifts, cam, n, a
                 counts[i] += right - left
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@parallel
 def project_all(means, quats, scales, opacities, sh, shifts, cam, n, antialiased, width, height, splats, radii, counts):
     """Fill splats (N, 12), radii and tile counts (N,) of all Gaussians."""
     N = len(means)
@@ -342,7 +349,7 @@ def project_all(means, quats, scales, opacities, sh, shifts, cam, n, antialiased
         project_block(N * b // BLOCKS, N * (b + 1) // BLOCKS, means, quats, scales, opacities, sh, shifts, cam, n, antialiased, width, height, splats, radii, counts)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #project-all-backward
-@njit(cache=True, error_model="numpy")
+@loop
 def project_block_backward(i0, i1, means, quats, scales, opacities, sh, cam, n, antialiased, splats, slots, pieces,
                            g_means, g_quats, g_scales, g_opacities, g_sh, g_shifts, g_cam):
     """Sum each Gaussian's pieces, one from every tile it touches, and carry the sum back through its projection."""
@@ -359,7 +366,7 @@ def project_block_backward(i0, i1, means, quats, scales, opacities, sh, cam, n, 
                                                   R, V, M, Y, D, g_means[i], g_quats[i], g_scales[i], g_sh[i], g_cam)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@parallel
 def project_all_backward(means, quats, scales, opacities, sh, cam, n, antialiased, splats, slots, pieces,
                          g_means, g_quats, g_scales, g_opacities, g_sh, g_shifts, g_cam):
     """Fill the gradients to all Gaussians, and g_cam (BLOCKS, 19) with one share of the camera's for each block."""
@@ -377,7 +384,7 @@ def camera_backward(cam: np.ndarray, g_cam: np.ndarray) -> tuple[np.ndarray, np.
     return g_w2c, np.array([[g[15], 0, g[17]], [0, g[16], g[18]], [0, 0, 0]])
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #depth-order
-@njit(cache=True, error_model="numpy")
+@loop
 def depth_order(depths, counts):
     """Return the Gaussians that touch a tile, nearest first, ties by index: a radix sort over the bits of positive float32 depths."""
     keys, found, hist, n = depths.view(np.uint32), np.empty(len(depths), np.int32), np.zeros((3, 2048), np.int64), 0
@@ -401,7 +408,7 @@ def depth_order(depths, counts):
     return a
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #bin-pairs
-@njit(cache=True, error_model="numpy")
+@loop
 def list_tiles(i0, i1, splats, slots, width, height, tiles, reach):
     """Fill the tile, and the rows [first, last) of it, of every slot of Gaussians i0 to i1."""
     across = (width + TILE - 1) // TILE
@@ -417,7 +424,7 @@ def list_tiles(i0, i1, splats, slots, width, height, tiles, reach):
                     slot += 1
 
 
-@njit(cache=True, error_model="numpy")
+@loop
 def deal(order, j0, j1, slots, tiles, place, pairs, write):
     """Walk Gaussians j0 to j1 of the order over their tiles: count in ``place`` (tiles,), or write pairs there."""
     for i in order[j0:j1]:
@@ -428,7 +435,7 @@ def deal(order, j0, j1, slots, tiles, place, pairs, write):
             place[t] += 1
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@parallel
 def bin_pairs(splats, order, counts, width, height):
     """Return pairs (P, 2) of Gaussian and slot, by tile and in each nearest first; where each tile starts (tiles + 1,);
     where each Gaussian's slots start (N + 1,); and the rows of the tile that each slot reaches (P, 2)."""
@@ -455,7 +462,7 @@ E1, E2, E3, E4, E5 = (f32(c) for c in (0.12499934532569972, 0.007810934037694891
 LOW, SKIP, CLAMP, STOP, ZERO, ONE, HALF = f32(-5.6), f32(ALPHA_MIN), f32(ALPHA_MAX), f32(T_MIN), f32(0), f32(1), f32(0.5)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #add-splat
-@njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@fast
 def add_splat(P, splat, u, v, first, last):
     """Add a splat, its centre at (u, v) from the first pixel's centre, to rows [first, last) of a tile: P (16, 80) holds T, red, green, blue, depth."""
     a, b, c, o, red, green, blue, z = -HALF * splat[2], -splat[3], -HALF * splat[4], splat[5], splat[6], splat[7], splat[8], splat[9]
@@ -483,7 +490,7 @@ def add_splat(P, splat, u, v, first, last):
             Q[64 + x] += w * z
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #composite
-@njit(cache=True, error_model="numpy")
+@loop
 def all_stopped(P):
     """Return whether no pixel of a tile lets light through any more."""
     most = -ONE
@@ -494,7 +501,7 @@ def all_stopped(P):
     return most <= ZERO
 
 
-@njit(cache=True, error_model="numpy")
+@loop
 def composite_tile(tile, splats, pairs, starts, reach, background, width, height, image, opacity, depth):
     """Draw one tile and return up to which pair it had to go."""
     across = (width + TILE - 1) // TILE
@@ -519,7 +526,7 @@ def composite_tile(tile, splats, pairs, starts, reach, background, width, height
     return used
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@parallel
 def composite(splats, pairs, starts, reach, background, width, height, image, opacity, depth, used):
     """Fill image (H, W, 3), opacity and depth (H, W), and used (tiles,)."""
     for k in prange(len(used)):
@@ -527,7 +534,7 @@ def composite(splats, pairs, starts, reach, background, width, height, image, op
         used[tile] = composite_tile(tile, splats, pairs, starts, reach, background, width, height, image, opacity, depth)
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #add-splat-backward
-@njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@fast
 def sum_splat(P, V, splat, u, v, first, last):
     """Fill V (112,), seven sums down the columns of rows [first, last) of a tile. P (16, 112) holds T, S and the gradients to red, green, blue, opacity, depth."""
     a, b, c, o, red, green, blue, z = -HALF * splat[2], -splat[3], -HALF * splat[4], splat[5], splat[6], splat[7], splat[8], splat[9]
@@ -567,7 +574,7 @@ def sum_splat(P, V, splat, u, v, first, last):
             V[96 + x] += w * Q[96 + x]
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #reduce-splat
-@njit(cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
+@fast
 def reduce_splat(V, splat, u, g):
     """Turn the seven column sums into the gradient g (10,) to a splat."""
     m0 = m1 = m2 = n0 = n1 = k0 = ZERO
@@ -584,7 +591,7 @@ def reduce_splat(V, splat, u, g):
         g[6 + ch] = total
 
 # %% ../../nbs/render/rasterize_kernels.ipynb #composite-backward
-@njit(cache=True, error_model="numpy")
+@loop
 def composite_tile_backward(tile, splats, pairs, starts, used, reach, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces):
     """Fill the pieces of one tile's pairs."""
     across = (width + TILE - 1) // TILE
@@ -608,7 +615,7 @@ def composite_tile_backward(tile, splats, pairs, starts, used, reach, width, hei
             pieces[pairs[q, 1], ch] = ZERO
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@parallel
 def composite_backward(splats, pairs, starts, used, reach, width, height, image, opacity, depth, g_image, g_opacity, g_depth, pieces):
     """Fill pieces (P, 10), the gradient of every pair, at its slot."""
     for k in prange(len(used)):
