@@ -292,7 +292,7 @@ def _checked(means, quats, scales, opacities, sh_coeffs, w2c, K, background, shi
             raise ValueError(f"{name}: expected a whole number of pixels of at least 1, got {size!r}")
     gaussians = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "sh_coeffs": sh_coeffs, "w2c": w2c, "K": K, "background": background, "shifts": shifts}
     for name, value in gaussians.items():
-        if not value.isfinite().all():
+        if value.numel() and not torch.stack(value.detach().aminmax()).isfinite().all():      # a NaN is its own minimum
             bad = "" if name in ("w2c", "K", "background") else f", first in Gaussian {(~value.isfinite()).flatten(1 if value.ndim > 1 else 0).reshape(N, -1).any(1).nonzero()[0].item()}"
             raise ValueError(f"{name}: holds values that are not finite{bad}")
     return tuple(v.to(**where) for v in (means, quats, scales, opacities, sh_coeffs, w2c, K, background, shifts))
