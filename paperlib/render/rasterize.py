@@ -327,7 +327,7 @@ def pick_backend(backend: str, device: torch.device) -> str:
     if backend == "numba" and device.type != "cpu":
         raise ValueError(f"backend 'numba' runs on the CPU, the Gaussians are on {device}; 'auto' picks what suits")
     if backend in ("triton", "gsplat") and not importlib.util.find_spec(backend):
-        raise ValueError(f"backend {backend!r}: the package {backend} is not installed")
+        raise ValueError(f"backend {backend!r}: the package {backend} is not installed" + "; pip install 'paperlib[gpu]' brings it" * (backend == "triton"))
     if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"backend 'triton' needs a CUDA device, the Gaussians are on {device}; TRITON_INTERPRET=1 runs it on a CPU to try it out")
     if backend == "gsplat" and device.type != "cuda":

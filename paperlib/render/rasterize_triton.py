@@ -41,19 +41,21 @@ def _forward(splats, ids, starts, background, out, used, width, height, across, 
     red, green, blue, depth = tl.zeros_like(T), tl.zeros_like(T), tl.zeros_like(T), tl.zeros_like(T)
     q, end = tl.load(starts + tile), tl.load(starts + tile + 1)
     while (q < end) & (tl.max(T, 0) > 0.0):
-        i = tl.load(ids + q)
-        full, alpha, dx, dy = alpha_of(splats, i, x, y)
-        live = tl.maximum(T, 0.0)
-        w = live * alpha
-        left = live - w
-        go = left >= 1e-4
-        w = tl.where(go, w, 0.0)
-        T = tl.where(go, left, -tl.abs(T))
-        red += w * tl.load(splats + 12 * i + 6)
-        green += w * tl.load(splats + 12 * i + 7)
-        blue += w * tl.load(splats + 12 * i + 8)
-        depth += w * tl.load(splats + 12 * i + 9)
-        q += 1
+        stop = tl.minimum(q + 16, end)
+        while q < stop:
+            i = tl.load(ids + q)
+            full, alpha, dx, dy = alpha_of(splats, i, x, y)
+            live = tl.maximum(T, 0.0)
+            w = live * alpha
+            left = live - w
+            go = left >= 1e-4
+            w = tl.where(go, w, 0.0)
+            T = tl.where(go, left, -tl.abs(T))
+            red += w * tl.load(splats + 12 * i + 6)
+            green += w * tl.load(splats + 12 * i + 7)
+            blue += w * tl.load(splats + 12 * i + 8)
+            depth += w * tl.load(splats + 12 * i + 9)
+            q += 1
     T, place = tl.abs(T), (row * width + column) * 5
     tl.store(used + tile, q)
     tl.store(out + place, red + T * tl.load(background), mask=inside)
@@ -148,7 +150,7 @@ class _Composite(torch.autograd.Function):
         (splats, out, used, starts), lists = ctx.saved_tensors, ctx.lists
         _, backward, add = make_kernels()
         pieces, total, g_out = splats.new_zeros(len(lists.ids), 10), splats.new_empty(len(splats), 10), g_out.contiguous()
-        backward[(len(used),)](splats, lists.ids, lists.slots, starts, used, out, g_out, pieces, *ctx.size, PIXELS=TILE**2, SIDE=TILE)
+        backward[(len(used),)](splats, lists.ids, lists.slots, starts, used, out, g_out, pieces, *ctx.size, PIXELS=TILE**2, SIDE=TILE, num_warps=1)
         if len(splats):
             add[(len(splats),)](pieces, _starts(lists.touched), total, WIDTH=16)
         g_splats = torch.zeros_like(splats)
