@@ -6,33 +6,34 @@
 from __future__ import annotations
 
 import copy
+import json
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
-from scipy.special import log_softmax, logsumexp
+from scipy.special import logsumexp
 from skimage.segmentation import slic
 from sklearn.base import BaseEstimator
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
 from ..core.data import read_image
 from ..core.metrics import depth_scores
 from ..core.paper import Claim, Paper, Preset
 from ..core.scenes import LABELS, Frames, RoomConfig, SceneStream, nyuv2, open3d_rgbd, redkitchen
-from .pixel_features import COLOURS, Columns, Vocabulary, draw_columns, rectangle_counts
+from .joint_boost import STUMPS, HistBoost, JointBoost
+from .pixel_features import COLOURS, DESCRIPTORS, Columns, Vocabulary, draw_columns, rectangle_counts
 
 # %% auto #0
-__all__ = ['CLASSES', 'STRUCTURE', 'PAPER', 'UNSEEN', 'SCORES', 'depth_levels', 'level_of', 'rescaled', 'fibonacci_thresholds',
-           'JointBoost', 'above_zero', 'stump_answers', 'HistBoost', 'Pixels', 'draw_pixels', 'Rows', 'canonical_rows',
-           'balanced', 'CanonicalDepthClassifier', 'grid_points', 'voters', 'decode', 'require_settings', 'room_frames',
-           'PerspectivePreset', 'experiment', 'settings_of', 'load_frames', 'relabel', 'folder_frames', 'evaluate',
-           'class_recall', 'constant_scores', 'beside_eigen', 'shifts']
+__all__ = ['CLASSES', 'STRUCTURE', 'PAPER', 'SCORES', 'UNSEEN', 'depth_levels', 'level_of', 'rescaled', 'Pixels', 'draw_pixels',
+           'Rows', 'canonical_rows', 'balanced', 'Eye', 'focal_of', 'rows_for', 'boosted', 'grid_points', 'voters',
+           'decode', 'require_settings', 'StoredClassifier', 'DepthMaps', 'CanonicalDepthClassifier', 'room_frames',
+           'PerspectivePreset', 'load_frames', 'relabel', 'folder_frames', 'settings_of', 'evaluate', 'class_recall',
+           'constant_scores', 'beside_eigen', 'shifts', 'experiment']
 
 # %% ../../nbs/depth/perspective.ipynb #levels
 def depth_levels(near: float, ratio: float, levels: int) -> np.ndarray:
@@ -52,187 +53,6 @@ def rescaled(rgb: Tensor, factor: float, resampling: str = "smooth", least: int 
     size = [max(least, round(n * factor)) for n in rgb.shape[1:]]
     how = {"mode": "area"} if resampling == "blocks" else {"mode": "bilinear", "antialias": True, "align_corners": False}
     return F.interpolate(rgb[None].float(), size, **how)[0].clamp(0, 1).movedim(0, -1).cpu().numpy()
-
-# %% ../../nbs/depth/perspective.ipynb #thresholds
-def fibonacci_thresholds(n: int, first: int = 3, second: int = 5) -> np.ndarray:
-    """Return n thresholds on counts, each the sum of the two before it: 3, 5, 8, 13, ..."""
-    out = [first, second]
-    while len(out) < n:
-        out.append(out[-1] + out[-2])
-    return np.array(out[:n])
-
-# %% ../../nbs/depth/perspective.ipynb #bin-sums
-@njit(cache=True, fastmath=True, nogil=True)
-def _bin_sums(index, level, ends, columns, both, out):
-    """Fill out (m, T + 1, 2 C) with the sums of ``both`` (N, 2 C) over the rows whose count is in each bin; column j lists its rows above bin 0."""
-    C2 = both.shape[1]
-    total = np.zeros(C2)
-    for i in range(len(both)):
-        for c in range(C2):
-            total[c] += both[i, c]
-    for j in range(len(columns)):
-        o, start, stop = out[j], ends[columns[j]], ends[columns[j] + 1]
-        o[:] = 0
-        for k in range(start, stop):
-            i, b = index[k], level[k]
-            for c in range(C2):
-                o[b, c] += both[i, c]
-        o[0] = total - o.sum(0)
-
-# %% ../../nbs/depth/perspective.ipynb #best-stump
-@njit(cache=True, nogil=True)
-def _best_stump(sums, most):
-    """Return column, threshold, shared classes and gain of the best stump; sums (m, T + 1, 2 C) hold w and w z. Class sets grow greedily."""
-    m, T, C = sums.shape[0], sums.shape[1] - 1, sums.shape[2] // 2
-    total, tiny = sums[0].sum(0), 1e-12
-    alone = total[C:] ** 2 / (total[:C] + tiny)                                # what a constant k_c gains
-    best, best_j, best_t, best_set = -1.0, 0, 0, np.zeros(C, np.bool_)
-    for j in range(m):
-        up = np.zeros(2 * C)
-        for t in range(T - 1, -1, -1):
-            up += sums[j, t + 1]
-            inside, rest = np.zeros(C, np.bool_), alone.sum()
-            wu, zu, wd, zd = 0.0, 0.0, 0.0, 0.0
-            for _ in range(most):
-                gain, pick = -1.0, -1
-                for c in range(C):
-                    if not inside[c]:
-                        g = (zu + up[C + c]) ** 2 / (wu + up[c] + tiny) + (zd + total[C + c] - up[C + c]) ** 2 / (wd + total[c] - up[c] + tiny) + rest - alone[c]
-                        if g > gain:
-                            gain, pick = g, c
-                inside[pick] = True
-                wu, zu, wd, zd = wu + up[pick], zu + up[C + pick], wd + total[pick] - up[pick], zd + total[C + pick] - up[C + pick]
-                rest -= alone[pick]
-                if gain > best:
-                    best, best_j, best_t = gain, j, t
-                    best_set[:] = inside
-    return best_j, best_t, best_set, best
-
-# %% ../../nbs/depth/perspective.ipynb #boost-kernels
-@njit(cache=True, fastmath=True, nogil=True)
-def _reweigh(side, below, above, target, both):
-    """Multiply the weights by exp(-z h): ``side`` (N,) says which of the two (C,) answers a row gets; both (N, 2 C) holds w and w z."""
-    C = both.shape[1] // 2
-    low, high = np.exp(below), np.exp(above)
-    for i in range(len(side)):
-        v = high if side[i] else low
-        for c in range(C):
-            if target[i] == c:
-                both[i, c] /= v[c]
-                both[i, C + c] = both[i, c]
-            else:
-                both[i, c] *= v[c]
-                both[i, C + c] = -both[i, c]
-
-
-@njit(cache=True, fastmath=True, nogil=True)
-def _decide(counts, column, theta, below, above, out):
-    """Add the answers of all stumps on counts (M, N) to out (N, C)."""
-    for r in range(len(column)):
-        row = counts[column[r]]
-        for i in range(len(row)):
-            v = above[r] if row[i] >= theta[r] else below[r]
-            for c in range(out.shape[1]):
-                out[i, c] += v[c]
-
-# %% ../../nbs/depth/perspective.ipynb #joint-boost
-class JointBoost:
-    """Boosted stumps that classes share: each round asks one question and answers it for a set of classes, all others by a constant.
-
-    Parameters
-    ----------
-    rounds : stumps
-    candidates : questions, drawn anew, that a round chooses from
-    thresholds : how many of 3, 5, 8, 13, ...
-    share : False lets a stump answer for one class only
-    seed : of the draws
-
-    Attributes
-    ----------
-    column_, theta_ : (rounds,) question and threshold of each stump
-    below_, above_ : (rounds, C) what it answers
-    costs_ : (rounds,) weighted squared error after each round over that of answering 0
-    """
-
-    def __init__(self, rounds: int = 200, candidates: int = 100, thresholds: int = 12, share: bool = True, seed: int = 0):
-        self.rounds, self.candidates, self.thresholds, self.share, self.seed = rounds, candidates, thresholds, share, seed
-
-    def fit(self, counts: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, classes: int | None = None) -> JointBoost:
-        """Learn from counts (M, N), classes (N,) of 0 to ``classes`` - 1, and weights (N,) >= 0.
-
-        Raises
-        ------
-        ValueError
-            Shapes that do not fit, or no row.
-        """
-        if counts.ndim != 2 or counts.shape[1:] != target.shape or not target.size:
-            raise ValueError(f"JointBoost: expected counts (M, N) and a class for each of N rows, got {counts.shape} and {target.shape}")
-        theta, C, rng = fibonacci_thresholds(self.thresholds), classes or int(target.max()) + 1, np.random.default_rng(self.seed)
-        index, level, ends = above_zero(counts, theta)
-        w = np.ones(len(target)) if weight is None else weight / weight.mean()
-        both = np.concatenate([np.repeat(w[:, None], C, 1), np.where(target[:, None] == np.arange(C), w[:, None], -w[:, None])], 1).astype(np.float32)
-        stumps, self.costs_ = [], []
-        for _ in range(self.rounds):
-            columns = rng.choice(len(counts), min(len(counts), self.candidates), replace=False)
-            sums = np.empty((len(columns), len(theta) + 1, 2 * C))
-            _bin_sums(index, level, ends, columns, both, sums)
-            j, t, shared, gain = _best_stump(sums, max(1, C - 1) if self.share else 1)
-            below, above = stump_answers(sums[j], t, shared)
-            _reweigh(counts[columns[j]] >= theta[t], below, above, target, both)
-            stumps.append((columns[j], theta[t], below, above))
-            self.costs_.append(1 - gain / sums[j, :, :C].sum())
-        self.column_, self.theta_, self.below_, self.above_ = (np.array(v) for v in zip(*stumps))
-        return self
-
-    def decision(self, counts: np.ndarray) -> np.ndarray:
-        """Return H, (C, N), of counts (M, N)."""
-        out = np.zeros((counts.shape[1], self.below_.shape[1]), np.float32)
-        _decide(counts, self.column_, self.theta_, self.below_, self.above_, out)
-        return out.T
-
-    def log_likelihood(self, counts: np.ndarray) -> np.ndarray:
-        """Return log p of each class, (C, N): softmax of 2 H, since H estimates half of a log ratio."""
-        return log_softmax(2 * self.decision(counts), axis=0)
-
-# %% ../../nbs/depth/perspective.ipynb #stump-answers
-def above_zero(counts: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return rows and bins of all counts that reach the first threshold, question by question, and where each question's begin: most counts do not."""
-    index, level, ends = [], [], [0]
-    for row in counts:
-        rows = np.flatnonzero(row >= theta[0]).astype(np.int32)
-        index.append(rows)
-        level.append(np.searchsorted(theta, row[rows], side="right").astype(np.uint8))
-        ends.append(ends[-1] + len(rows))
-    return np.concatenate(index), np.concatenate(level), np.array(ends)
-
-
-def stump_answers(sums: np.ndarray, t: int, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the answers (C,), below and from threshold t on, from bin sums (T + 1, 2 C) of w and w z: shared classes alike, each other class its constant."""
-    C, tiny = len(shared), 1e-12
-    up, total = sums[t + 1:].sum(0), sums.sum(0)
-    ratio = lambda s: s[C:][shared].sum() / (s[:C][shared].sum() + tiny)
-    constant = total[C:] / (total[:C] + tiny)                                  # k_c
-    return tuple(np.where(shared, ratio(s), constant).astype(np.float32) for s in (total - up, up))
-
-# %% ../../nbs/depth/perspective.ipynb #hist
-class HistBoost:
-    """scikit-learn's histogram gradient boosting behind the interface of `JointBoost`: trees of 8 leaves instead of stumps."""
-
-    def __init__(self, rounds: int = 200, seed: int = 0):
-        self.rounds, self.seed = rounds, seed
-
-    def fit(self, counts: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, classes: int | None = None) -> HistBoost:
-        """Learn as `JointBoost.fit` does."""
-        self.column_, self.classes = np.arange(len(counts)), classes or int(target.max()) + 1
-        trees = HistGradientBoostingClassifier(max_iter=self.rounds, max_leaf_nodes=8, early_stopping=False, random_state=self.seed)
-        self.trees_ = trees.fit(counts.T, target, sample_weight=weight)
-        return self
-
-    def log_likelihood(self, counts: np.ndarray) -> np.ndarray:
-        """Return log p of each class, (C, N)."""
-        out = np.full((self.classes, counts.shape[1]), -20.0, np.float32)
-        out[self.trees_.classes_] = np.log(self.trees_.predict_proba(counts.T).T + 1e-9)
-        return out
 
 # %% ../../nbs/depth/perspective.ipynb #pixels
 class Pixels(NamedTuple):
@@ -306,194 +126,83 @@ def balanced(target: np.ndarray, weight: np.ndarray, power: float, rest: int | N
         out[target == rest] *= out[target != rest].sum() / out[target == rest].sum()
     return out
 
-# %% ../../nbs/depth/perspective.ipynb #classifier
-class CanonicalDepthClassifier(BaseEstimator):
-    """One pixel classifier for one depth, asked about every depth by rescaling the picture; with scikit-learn's estimator interface.
+# %% ../../nbs/depth/perspective.ipynb #eye
+class Eye:
+    """What a classifier sees: pictures rescaled for every depth, as words; and the questions that it may ask about them.
 
     Parameters
     ----------
-    near, ratio, levels : the depths asked about, metres: near, near * ratio, ...
-    canonical_depth : metres; at depth d a picture is rescaled by d / canonical_depth (times first focal length over its own)
-    target : "depth", "joint" (label and depth) or "label"
-    scaling : "canonical", or what it is compared with: "untied" (a classifier for each depth, each on the picture rescaled for it) or
-        "none" (the picture at one scale, depths as classes)
-    classes : number of labels, 0 to classes - 1; negative ones are not learnt from
-    fixed_depth : metres, the one scale of "none"
-    words, spaces, columns, rectangles, reach : of the features, see `pixel_features`; reach in pixels of the rescaled picture
-    booster : "joint" (`JointBoost`) or "hist"
-    rounds, candidates : of the booster
-    negatives, tau, balance : see `canonical_rows`, `balanced`
-    pixels : drawn from the training pictures if none are given
-    resampling : "smooth" or "blocks"
-    stride, segments : a prediction asks every ``stride``-th pixel and lets about ``segments`` superpixels vote; 0 segments: no vote
-    random_state : seed of all that is random
-
-    Attributes
-    ----------
-    grid_ : (levels,) metres
-    vocabularies_, columns_, boosters_, focal_ : words, questions, classifiers (one, or one a level) of each colour space; pixels
-    log_prior_ : (classes,) what balancing took from the labels, see `decode`
+    grid : (levels,) metres
+    focal : pixels; pictures through another lens are rescaled to this one
+    canonical_depth, fixed_depth : metres; level k sees a picture at grid[k] / canonical_depth, and the one behind the last at fixed_depth / canonical_depth
+    resampling : see `rescaled`
     """
 
-    def __init__(self, near: float = 0.8, ratio: float = 1.2, levels: int = 14, canonical_depth: float = 8.6, target: str = "depth", scaling: str = "canonical",
-                 classes: int = 0, fixed_depth: float = 6.0, words: int = 64, spaces: tuple[str, ...] = ("lab",), columns: int = 2000, rectangles: int = 200,
-                 reach: int = 28, booster: str = "joint", rounds: int = 400, candidates: int = 100, negatives: int = 3, tau: float = 0.3, balance: float = 1.0,
-                 pixels: int = 12000, resampling: str = "smooth", stride: int = 4, segments: int = 150, random_state: int = 0):
-        self.near, self.ratio, self.levels, self.canonical_depth, self.target, self.scaling = near, ratio, levels, canonical_depth, target, scaling
-        self.classes, self.fixed_depth, self.words, self.spaces, self.columns, self.rectangles = classes, fixed_depth, words, spaces, columns, rectangles
-        self.reach, self.booster, self.rounds, self.candidates, self.negatives, self.tau = reach, booster, rounds, candidates, negatives, tau
-        self.balance, self.pixels, self.resampling, self.stride, self.segments, self.random_state = balance, pixels, resampling, stride, segments, random_state
+    def __init__(self, grid: np.ndarray, focal: float, canonical_depth: float, fixed_depth: float, resampling: str = "smooth"):
+        self.grid, self.focal, self.canonical_depth, self.fixed_depth, self.resampling = grid, focal, canonical_depth, fixed_depth, resampling
+        self.vocabularies: list[Vocabulary] = []
+        self.columns: list[Columns] = []
 
-    def pyramid(self, rgb: Tensor, focal: float) -> list[np.ndarray]:
-        """Return the words of a picture (3, H, W) in [0, 1] rescaled for every level, and last at the one scale of "none": arrays (kinds, h, w)."""
-        small = np.uint8 if self.words <= 256 else np.uint16
-        factors = np.append(self.grid_, self.fixed_depth) / self.canonical_depth * self.focal_ / focal
-        pictures = (rescaled(rgb, s, self.resampling) for s in factors)
-        return [np.concatenate([v(p) for v in self.vocabularies_]).astype(small) for p in pictures]
-
-    def learn_words(self, frames: Frames, pictures: int = 64) -> CanonicalDepthClassifier:
-        """Find the visual words of the frames, rescaled for levels drawn at random, and draw the questions."""
-        self.grid_, self.focal_ = depth_levels(self.near, self.ratio, self.levels), float(frames.camera.K[0, 0, 0])
-        rng = np.random.default_rng(self.random_state)
-        factors = self.grid_[rng.integers(0, self.levels, pictures)] / self.canonical_depth
+    def learn(self, frames: Frames, words: int, spaces: Sequence[str], columns: int, reach: int, rectangles: int, seed: int, pictures: int = 64) -> Eye:
+        """Find the words of pictures rescaled for levels drawn at random, and draw the questions, for each colour space."""
+        rng = np.random.default_rng(seed)
+        factors = self.grid[rng.integers(0, len(self.grid), pictures)] / self.canonical_depth
         seen = [rescaled(frames.rgb[i], s, self.resampling, least=8) for i, s in zip(rng.integers(0, len(frames), pictures), factors)]
-        self.vocabularies_ = [Vocabulary.fit(seen, self.words, space, self.random_state) for space in self.spaces]
-        self.columns_ = [draw_columns(self.columns, self.words, self.reach, self.rectangles, 4, self.random_state + 1 + i) for i in range(len(self.spaces))]
+        self.vocabularies = [Vocabulary.fit(seen, words, space, seed) for space in spaces]
+        self.columns = [draw_columns(columns, words, reach, rectangles, 4, seed + 1 + i) for i in range(len(spaces))]
         return self
 
-    def fit(self, frames: Frames, pixels: Pixels | None = None, pyramids: Sequence[list[np.ndarray]] | None = None, like: CanonicalDepthClassifier | None = None):
-        """Learn from pictures with depth, a camera and, for labels, ``semantic``.
+    def pyramid(self, rgb: Tensor, focal: float | None = None) -> list[np.ndarray]:
+        """Return the words of a picture (3, H, W) in [0, 1] at every level, and last at the fixed scale: arrays (4 x spaces, h, w)."""
+        small = np.uint8 if self.vocabularies[0].words <= 256 else np.uint16
+        factors = np.append(self.grid, self.fixed_depth) / self.canonical_depth * self.focal / (focal or self.focal)
+        pictures = (rescaled(rgb, s, self.resampling) for s in factors)
+        return [np.concatenate([v(p) for v in self.vocabularies]).astype(small) for p in pictures]
 
-        Parameters
-        ----------
-        frames : B pictures
-        pixels : what to learn from; drawn from the frames if None
-        pyramids : of each picture, if they are known
-        like : a classifier whose words and questions are to be used
-
-        Raises
-        ------
-        ValueError
-            A setting that makes no sense, frames without a camera, or no labels where labels are to be learnt.
-        """
-        require_settings(self, frames)
-        if like is not None:
-            self.grid_, self.focal_, self.vocabularies_, self.columns_ = like.grid_, like.focal_, like.vocabularies_, like.columns_
-        elif pyramids is None or not hasattr(self, "vocabularies_"):
-            self.learn_words(frames)
-        pixels = draw_pixels(frames, self.pixels, self.grid_, self.random_state) if pixels is None else pixels
-        pixels = pixels[pixels.label >= 0] if self.target != "depth" else pixels
-        rows, count = self._rows(pixels)
-        share = np.bincount(pixels.label, minlength=self.classes) / len(pixels) if self.target == "joint" else np.ones(1)
-        self.log_prior_, self.boosters_ = self.balance * np.log(np.maximum(share, 1e-6)), []
-        for s in range(len(self.spaces)):
-            counts = self._gather(frames, pixels, rows, pyramids, s)
-            parts = [rows.level == k for k in range(self.levels)] if self.scaling == "untied" else [np.ones(len(rows.of), bool)]
-            self.boosters_.append([self._boost(counts, rows, part, count) for part in parts])
-            del counts
-        return self
-
-    def _rows(self, pixels: Pixels) -> tuple[Rows, int]:
-        """Return what to train on, and the number of classes."""
-        if self.scaling == "none":
-            target = level_of(pixels.depth, self.grid_) if self.target == "depth" else pixels.label
-            one = np.ones(len(pixels))
-            return Rows(np.arange(len(pixels)), np.full(len(pixels), self.levels), target, one), self.levels if self.target == "depth" else self.classes
-        classes = self.classes if self.target == "joint" else 0
-        return canonical_rows(pixels, self.grid_, self.negatives, self.tau, classes, self.random_state), max(1, classes) + 1
-
-    def _boost(self, counts: np.ndarray, rows: Rows, part: np.ndarray, classes: int):
-        """Return a booster trained on part of the rows, or None where there is nothing to learn from."""
-        if not part.any():
-            return None
-        whole = part.all()
-        weight = balanced(rows.target[part], rows.weight[part], self.balance, None if self.scaling == "none" else classes - 1)
-        booster = JointBoost(self.rounds, self.candidates, seed=self.random_state) if self.booster == "joint" else HistBoost(self.rounds, self.random_state)
-        return booster.fit(counts if whole else counts[:, part], rows.target[part], weight, classes)
-
-    def _gather(self, frames: Frames, pixels: Pixels, rows: Rows, pyramids: Sequence | None, s: int) -> np.ndarray:
-        """Return the counts (M, N) of all rows in one colour space."""
-        out, order = np.empty((self.columns, len(rows.of)), np.uint16), np.argsort(pixels.picture[rows.of] * (self.levels + 1) + rows.level, kind="stable")
-        key = (pixels.picture[rows.of] * (self.levels + 1) + rows.level)[order]
-        last, pyramid = -1, None
-        for group in np.split(order, np.flatnonzero(np.diff(key)) + 1):
-            i, k = pixels.picture[rows.of[group[0]]], rows.level[group[0]]
-            if i != last:
-                last, pyramid = i, self.pyramid(frames.rgb[i], self._focal(frames, i)) if pyramids is None else pyramids[i]
-            out[:, group] = self._counts(pyramid[k], pixels.at[rows.of[group]], frames.rgb.shape[2:], self.columns_[s], s)
-        return out
-
-    @staticmethod
-    def _focal(frames: Frames, i: int) -> float:
-        return float(frames.camera.K[i if len(frames.camera) > 1 else 0, 0, 0])
-
-    @staticmethod
-    def _counts(words: np.ndarray, at: np.ndarray, size: Sequence[int], columns: Columns, s: int) -> np.ndarray:
-        """Return the counts of pixels ``at`` (N, 2) of a picture of ``size``, in its rescaled words."""
+    def count(self, words: np.ndarray, at: np.ndarray, size: Sequence[int], space: int, asked: np.ndarray | None = None) -> np.ndarray:
+        """Return the counts (M, N) of pixels ``at`` (N, 2) of a picture of ``size``, in its words at one level; only of the questions ``asked``, else 0."""
         points = np.floor(at * np.array(words.shape[1:]) / np.array(size)).astype(np.int32)
-        return rectangle_counts(words[4 * s:4 * s + 4], points, columns)
-
-    def predict_scores(self, rgb: Tensor, points: np.ndarray | None = None, focal: float | None = None, pyramid: list[np.ndarray] | None = None) -> np.ndarray:
-        """Return scores of a picture's pixels at every depth: log (p of the class / p of "not at this depth"), and log p where "none" has no such class.
-
-        Parameters
-        ----------
-        rgb : (3, H, W) in [0, 1]
-        points : (N, 2) rows and columns, pixel centres at + 0.5; default every ``stride``-th pixel
-        focal : focal length in pixels; default that of the training pictures
-        pyramid : of the picture, if it is known
-
-        Returns
-        -------
-        (levels, classes, N): one class for "depth", one level for "label"
-
-        Raises
-        ------
-        ValueError
-            It was not fitted, or no picture.
-        """
-        if not hasattr(self, "boosters_"):
-            raise ValueError("CanonicalDepthClassifier is not fitted: call fit first")
-        if rgb.ndim != 3 or len(rgb) != 3:
-            raise ValueError(f"predict_scores: expected a picture (3, H, W), got {tuple(rgb.shape)}")
-        points = grid_points(rgb.shape[1:], self.stride) if points is None else points
-        pyramid = self.pyramid(rgb, focal or self.focal_) if pyramid is None else pyramid
-        total = 0.0
-        for s, boosters in enumerate(self.boosters_):
-            ask = lambda k, booster, s=s: booster.log_likelihood(self._asked(booster, pyramid[k], points, rgb.shape[1:], s))
-            if self.scaling == "none":
-                scores = ask(self.levels, boosters[0])
-                total = total + (scores[:, None] if self.target == "depth" else scores[None])
-                continue
-            never = np.full((2, len(points)), [[-20.0], [0.0]], np.float32)                    # a depth that training never had
-            scores = np.stack([never if b is None else ask(k, b) for k, b in enumerate(boosters * self.levels if self.scaling == "canonical" else boosters)])
-            total = total + scores[:, :-1] - scores[:, -1:]
-        return total / len(self.boosters_)
-
-    def _asked(self, booster: JointBoost | HistBoost, words: np.ndarray, points: np.ndarray, size: Sequence[int], s: int) -> np.ndarray:
-        """Return counts (M, N) of which only the questions that a booster asks are counted."""
-        used = np.unique(booster.column_)
-        out = np.zeros((self.columns, len(points)), np.int32)
-        out[used] = self._counts(words, points, size, self.columns_[s][used], s)
+        words, columns = words[4 * space:4 * space + 4], self.columns[space]
+        if asked is None:
+            return rectangle_counts(words, points, columns)
+        out = np.zeros((len(columns), len(points)), np.int32)
+        out[asked] = rectangle_counts(words, points, columns[asked])
         return out
 
-    def predict(self, rgb: Tensor, focal: Tensor | float | None = None) -> Tensor:
-        """Return depth (B, 1, H, W), metres, of pictures (B, 3, H, W) in [0, 1]; errors as `predict_scores`."""
-        return self.predict_both(rgb, focal)[0]
+    def gather(self, frames: Frames, pixels: Pixels, rows: Rows, pyramids: Sequence | None, space: int) -> np.ndarray:
+        """Return the counts (M, N) of all rows, (picture, level) after (picture, level)."""
+        key = pixels.picture[rows.of] * (len(self.grid) + 1) + rows.level
+        order = np.argsort(key, kind="stable")
+        out, last, pyramid = np.empty((len(self.columns[space]), len(order)), np.uint16), -1, None
+        for group in np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else ():
+            i = pixels.picture[rows.of[group[0]]]
+            if i != last:
+                last, pyramid = i, self.pyramid(frames.rgb[i], focal_of(frames, i)) if pyramids is None else pyramids[i]
+            out[:, group] = self.count(pyramid[rows.level[group[0]]], pixels.at[rows.of[group]], frames.rgb.shape[2:], space)
+        return out
 
-    def predict_both(self, rgb: Tensor, focal: Tensor | float | None = None, pyramids: Sequence | None = None) -> tuple[Tensor, Tensor]:
-        """Return depth (B, 1, H, W), metres, and label (B, H, W) of pictures; 0 where there is only one."""
-        focals = [focal] * len(rgb) if focal is None or np.ndim(focal) == 0 else [float(f) for f in focal]
-        maps = [self.paint(x, self.predict_scores(x, None, f, None if pyramids is None else pyramids[i])) for i, (x, f) in enumerate(zip(rgb, focals))]
-        return tuple(torch.stack(v) for v in zip(*maps))
 
-    def paint(self, rgb: Tensor, scores: np.ndarray, segments: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return depth (1, H, W) and label (H, W) of the scores at every ``stride``-th pixel, after the superpixels' vote."""
-        H, W = rgb.shape[1:]
-        where, scores = voters(rgb, scores, self.stride, self.segments if segments is None else segments)
-        depth, label = decode(scores, self.log_prior_)
-        z = self.grid_[depth] if scores.shape[0] > 1 else np.zeros(scores.shape[-1])
-        return torch.from_numpy(z[where]).float()[None], torch.from_numpy(label[where])
+def focal_of(frames: Frames, i: int) -> float:
+    """Return the focal length of frame i, pixels."""
+    return float(frames.camera.K[i if len(frames.camera) > 1 else 0, 0, 0])
+
+# %% ../../nbs/depth/perspective.ipynb #rows-for
+def rows_for(model: CanonicalDepthClassifier, pixels: Pixels, grid: np.ndarray) -> tuple[Rows, int]:
+    """Return what a classifier of these settings is trained on, and its number of classes."""
+    if model.scaling != "none":
+        classes = model.classes if model.target == "joint" else 0
+        return canonical_rows(pixels, grid, model.negatives, model.tau, classes, model.random_state), max(1, classes) + 1
+    target, count = (level_of(pixels.depth, grid), len(grid)) if model.target == "depth" else (pixels.label, model.classes)
+    return Rows(np.arange(len(pixels)), np.full(len(pixels), len(grid)), target, np.ones(len(pixels))), count
+
+
+def boosted(model: CanonicalDepthClassifier, counts: np.ndarray, rows: Rows, part: np.ndarray, classes: int) -> JointBoost | HistBoost | None:
+    """Return a booster trained on part of the rows, or None where there are none."""
+    if not part.any():
+        return None
+    weight = balanced(rows.target[part], rows.weight[part], model.balance, None if model.scaling == "none" else classes - 1)
+    booster = JointBoost(model.rounds, model.candidates, seed=model.random_state) if model.booster == "joint" else HistBoost(model.rounds, model.random_state)
+    return booster.fit(counts if part.all() else counts[:, part], rows.target[part], weight, classes)
 
 # %% ../../nbs/depth/perspective.ipynb #voting
 def grid_points(size: Sequence[int], stride: int) -> np.ndarray:
@@ -542,6 +251,171 @@ def require_settings(model: CanonicalDepthClassifier, frames: Frames) -> None:
     if m.target != "depth" and (frames.semantic is None or m.classes < 2):
         raise ValueError(f"target={m.target!r} needs frames with labels and classes >= 2, got classes={m.classes} and {'no labels' if frames.semantic is None else 'labels'}")
 
+# %% ../../nbs/depth/perspective.ipynb #stored
+class StoredClassifier(BaseEstimator):
+    """Writing a fitted classifier to one .npz file of plain arrays, and reading it without executing anything."""
+
+    def save(self, path: str | Path) -> None:
+        """Write settings, words, questions and stumps; trees of scikit-learn ("hist") have no such form and are refused."""
+        if not hasattr(self, "boosters_") or self.booster != "joint":
+            raise ValueError("save: only a fitted classifier with booster='joint' can be written")
+        eye, arrays = self.eye_, {"grid": self.eye_.grid, "log_prior": self.log_prior_}
+        for s, (vocabulary, columns) in enumerate(zip(eye.vocabularies, eye.columns)):
+            arrays |= {f"{s}.centres.{k}": v for k, v in vocabulary.centres.items()} | {f"{s}.scales.{k}": v for k, v in vocabulary.scales.items()}
+            arrays |= {f"{s}.columns.{k}": v for k, v in columns._asdict().items()}
+            arrays |= {f"{s}.{i}.{k}": getattr(b, k) for i, b in enumerate(self.boosters_[s]) if b is not None for k in STUMPS}
+        with open(path, "wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps({"params": self.get_params(), "focal": eye.focal})), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> StoredClassifier:
+        """Return the classifier of a file that `save` wrote; ValueError if it is another file."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            header = json.loads(str(arrays["header"]))
+            params = header["params"] | {"spaces": tuple(header["params"]["spaces"])}
+            model = cls(**params)
+            eye = Eye(arrays["grid"], header["focal"], model.canonical_depth, model.fixed_depth, model.resampling)
+            part = lambda head: {k[len(head):]: v for k, v in arrays.items() if k.startswith(head)}
+            eye.vocabularies = [Vocabulary({k: part(f"{s}.centres.")[k] for k in DESCRIPTORS}, part(f"{s}.scales."), space) for s, space in enumerate(model.spaces)]
+            eye.columns = [Columns(**part(f"{s}.columns.")) for s in range(len(model.spaces))]
+            model.eye_, model.log_prior_, n = eye, arrays["log_prior"], model.levels if model.scaling == "untied" else 1
+            model.boosters_ = [[JointBoost.of(part(f"{s}.{i}.")) for i in range(n)] for s in range(len(model.spaces))]
+        except (KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} holds no classifier that save() wrote: {error}") from error
+        return model
+
+# %% ../../nbs/depth/perspective.ipynb #maps
+class DepthMaps(StoredClassifier):
+    """From scores at some pixels to maps of all: what `CanonicalDepthClassifier` does with its answers."""
+
+    def predict(self, rgb: Tensor, focal: Tensor | float | None = None) -> Tensor:
+        """Return depth (B, 1, H, W), metres, of pictures (B, 3, H, W) in [0, 1]; errors as `predict_scores`."""
+        return self.predict_both(rgb, focal)[0]
+
+    def predict_both(self, rgb: Tensor, focal: Tensor | float | None = None, pyramids: Sequence | None = None) -> tuple[Tensor, Tensor]:
+        """Return depth (B, 1, H, W), metres, and label (B, H, W) of pictures; 0 where there is only one."""
+        if rgb.ndim != 4:
+            raise ValueError(f"predict: expected pictures (B, 3, H, W), got {tuple(rgb.shape)}")
+        focals = [focal] * len(rgb) if focal is None or np.ndim(focal) == 0 else [float(f) for f in focal]
+        maps = [self.paint(x, self.predict_scores(x, None, f, None if pyramids is None else pyramids[i])) for i, (x, f) in enumerate(zip(rgb, focals))]
+        return tuple(torch.stack(v) for v in zip(*maps))
+
+    def paint(self, rgb: Tensor, scores: np.ndarray, segments: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return depth (1, H, W) and label (H, W) of the scores at every ``stride``-th pixel, after the superpixels' vote."""
+        where, scores = voters(rgb, scores, self.stride, self.segments if segments is None else segments)
+        depth, label = decode(scores, self.log_prior_)
+        z = self.eye_.grid[depth] if scores.shape[0] > 1 else np.zeros(scores.shape[-1])
+        return torch.from_numpy(z[where]).float()[None], torch.from_numpy(label[where])
+
+# %% ../../nbs/depth/perspective.ipynb #classifier
+class CanonicalDepthClassifier(DepthMaps):
+    """One pixel classifier for one depth, asked about every depth by rescaling the picture; with scikit-learn's estimator interface.
+
+    Parameters
+    ----------
+    near, ratio, levels : the depths asked about, metres: near, near * ratio, ...
+    canonical_depth : metres; at depth d a picture is rescaled by d / canonical_depth (times first focal length over its own)
+    target : "depth", "joint" (label and depth) or "label"
+    scaling : "canonical", or what it is compared with: "untied" (a classifier for each depth, each on the picture rescaled for it) or
+        "none" (the picture at one scale, depths as classes)
+    classes : number of labels, 0 to classes - 1; negative ones are not learnt from
+    fixed_depth : metres, the one scale of "none"
+    words, spaces, columns, rectangles, reach : of the features, see `pixel_features`; reach in pixels of the rescaled picture
+    booster : "joint" (`JointBoost`) or "hist"
+    rounds, candidates : of the booster
+    negatives, tau, balance : see `canonical_rows`, `balanced`
+    pixels : drawn from the training pictures if none are given
+    resampling : "smooth" or "blocks"
+    stride, segments : a prediction asks every ``stride``-th pixel and lets about ``segments`` superpixels vote; 0 segments: no vote
+    random_state : seed of all that is random
+
+    Attributes
+    ----------
+    eye_ : levels, words and questions
+    boosters_ : of each colour space one classifier, or one a level (None where no pixel has that depth)
+    log_prior_ : (classes,) what balancing took from the labels, see `decode`
+    """
+
+    def __init__(self, near: float = 0.8, ratio: float = 1.2, levels: int = 14, canonical_depth: float = 8.6, target: str = "depth", scaling: str = "canonical",
+                 classes: int = 0, fixed_depth: float = 6.0, words: int = 64, spaces: tuple[str, ...] = ("lab",), columns: int = 2000, rectangles: int = 200,
+                 reach: int = 28, booster: str = "joint", rounds: int = 400, candidates: int = 100, negatives: int = 3, tau: float = 0.3, balance: float = 1.0,
+                 pixels: int = 12000, resampling: str = "smooth", stride: int = 4, segments: int = 150, random_state: int = 0):
+        self.near, self.ratio, self.levels, self.canonical_depth, self.target, self.scaling = near, ratio, levels, canonical_depth, target, scaling
+        self.classes, self.fixed_depth, self.words, self.spaces, self.columns, self.rectangles = classes, fixed_depth, words, spaces, columns, rectangles
+        self.reach, self.booster, self.rounds, self.candidates, self.negatives, self.tau = reach, booster, rounds, candidates, negatives, tau
+        self.balance, self.pixels, self.resampling, self.stride, self.segments, self.random_state = balance, pixels, resampling, stride, segments, random_state
+
+    def open_eye(self, frames: Frames) -> Eye:
+        """Return levels, words and questions for pictures such as these."""
+        eye = Eye(depth_levels(self.near, self.ratio, self.levels), focal_of(frames, 0), self.canonical_depth, self.fixed_depth, self.resampling)
+        return eye.learn(frames, self.words, self.spaces, self.columns, self.reach, self.rectangles, self.random_state)
+
+    def fit(self, frames: Frames, pixels: Pixels | None = None, pyramids: Sequence[list[np.ndarray]] | None = None, eye: Eye | None = None) -> CanonicalDepthClassifier:
+        """Learn from pictures with depth, a camera and, for labels, ``semantic``.
+
+        Parameters
+        ----------
+        frames : B pictures
+        pixels : what to learn from; drawn from the frames if None
+        pyramids : of each picture, as ``eye`` sees it, if they are known
+        eye : words and questions to use, where several classifiers share them
+
+        Raises
+        ------
+        ValueError
+            A setting that makes no sense, frames without a camera, or no labels where labels are to be learnt.
+        """
+        require_settings(self, frames)
+        eye = self.open_eye(frames) if eye is None else eye
+        pixels = draw_pixels(frames, self.pixels, eye.grid, self.random_state) if pixels is None else pixels
+        pixels = pixels[pixels.label >= 0] if self.target != "depth" else pixels
+        rows, classes = rows_for(self, pixels, eye.grid)
+        parts = [rows.level == k for k in range(self.levels)] if self.scaling == "untied" else [np.ones(len(rows.of), bool)]
+        share = np.bincount(pixels.label, minlength=self.classes) / len(pixels) if self.target == "joint" else np.ones(1)
+        self.eye_, self.log_prior_, self.boosters_ = eye, self.balance * np.log(np.maximum(share, 1e-6)), []
+        for s in range(len(self.spaces)):
+            counts = eye.gather(frames, pixels, rows, pyramids, s)
+            self.boosters_.append([boosted(self, counts, rows, part, classes) for part in parts])
+        return self
+
+    def predict_scores(self, rgb: Tensor, points: np.ndarray | None = None, focal: float | None = None, pyramid: list[np.ndarray] | None = None) -> np.ndarray:
+        """Return scores of a picture's pixels at every depth: log (p of the class / p of "not at this depth"), and log p where "none" has no such class.
+
+        Parameters
+        ----------
+        rgb : (3, H, W) in [0, 1]
+        points : (N, 2) rows and columns, pixel centres at + 0.5; default every ``stride``-th pixel
+        focal : focal length in pixels; default that of the training pictures
+        pyramid : of the picture, if it is known
+
+        Returns
+        -------
+        (levels, classes, N): one class for "depth", one level for "label"
+
+        Raises
+        ------
+        ValueError
+            It was not fitted, or no picture.
+        """
+        if not hasattr(self, "boosters_"):
+            raise ValueError("CanonicalDepthClassifier is not fitted: call fit first")
+        if rgb.ndim != 3 or len(rgb) != 3:
+            raise ValueError(f"predict_scores: expected a picture (3, H, W), got {tuple(rgb.shape)}")
+        points = grid_points(rgb.shape[1:], self.stride) if points is None else points
+        pyramid = self.eye_.pyramid(rgb, focal) if pyramid is None else pyramid
+        ask = lambda s, k, b: b.log_likelihood(self.eye_.count(pyramid[k], points, rgb.shape[1:], s, np.unique(b.column_)))
+        if self.scaling == "none":
+            scores = sum(ask(s, -1, b[0]) for s, b in enumerate(self.boosters_)) / len(self.boosters_)
+            return scores[:, None] if self.target == "depth" else scores[None]
+        total, never = 0.0, np.full((2, len(points)), [[-20.0], [0.0]], np.float32)       # a depth that training never had
+        for s, boosters in enumerate(self.boosters_):
+            each = boosters if self.scaling == "untied" else boosters * len(self.eye_.grid)
+            scores = np.stack([never if b is None else ask(s, k, b) for k, b in enumerate(each)])
+            total = total + scores[:, :-1] - scores[:, -1:]
+        return total / len(self.boosters_)
+
 # %% ../../nbs/depth/perspective.ipynb #groups
 CLASSES = ("wall", "floor", "ceiling", "opening", "bed", "chair", "sofa", "table", "storage", "thing")
 STRUCTURE = 3  # so many of them come first and are no objects
@@ -586,8 +460,7 @@ class PerspectivePreset(Preset):
     classes: int = 10  # labels, the most frequent ones where a data set has more
 
     def __post_init__(self):
-        words = {"data": ("rooms", "redkitchen", "nyu", "folder"), "booster": ("joint", "hist")}
-        for name, known in words.items():
+        for name, known in {"data": ("rooms", "redkitchen", "nyu", "folder"), "booster": ("joint", "hist")}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
         if (self.data == "folder") != bool(self.folder):
@@ -598,19 +471,17 @@ class PerspectivePreset(Preset):
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a value from {low:g} to {high:g}")
-        if len(self.common) != 2 or not self.common[0] < self.common[1]:
-            raise ValueError(f"common={self.common!r}: expected two depths, near and far")
-        if self.data == "rooms" and self.classes != 10:
-            raise ValueError(f"classes={self.classes!r}: rooms have 10")
-        if not self.spaces or set(self.spaces) - {"lab", "luv", "grey", "opponent", "rgb"}:
-            raise ValueError(f"spaces={self.spaces!r}: expected some of lab, luv, grey, opponent, rgb")
+        rules = {"common": (len(self.common) == 2 and self.common[0] < self.common[-1], "two depths, near and far"), "classes": (self.data != "rooms" or self.classes == 10, "10 on rooms"),
+                 "spaces": (self.spaces and not set(self.spaces) - {"lab", "luv", "grey", "opponent", "rgb"}, "some of lab, luv, grey, opponent, rgb")}
+        for name, what in ((n, what) for n, (fine, what) in rules.items() if not fine):
+            raise ValueError(f"{name}={getattr(self, name)!r}: expected {what}")
 
 
 _SHORT = "frames=100, test_frames=60"  # what every ablation changes
 
 PAPER = Paper(
     slug="perspective", family="depth", title="Pulling Things out of Perspective", title_zh="从透视中解放物体",
-    authors=("Lubor Ladicky", "Jianbo Shi", "Marc Pollefeys"), year=2014, venue="CVPR", url="https://openaccess.thecvf.com/content_cvpr_2014/html/Ladicky_Pulling_Things_out_2014_CVPR_paper.html",
+    authors=("Lubor Ladicky", "Jianbo Shi", "Marc Pollefeys"), year=2014, venue="CVPR", url="https://openaccess.thecvf.com/CVPR2014",
     official_code="none found; features and boosting after a later paper of the same group and its public library, of which nothing was copied", licence="none (no official code); ours: Apache-2.0",
     model="CanonicalDepthClassifier",
     presets={
@@ -623,7 +494,7 @@ PAPER = Paper(
         Claim("rare-depths", "At depths whose pixels were held back in training, one canonical classifier beats depths as classes: delta_1, equal features, rounds and pixels", "abstract", "delta_1", "unseen rooms, held-back depths", ours="rare_delta_1 - per_depth_rare_delta_1", trend="rare_delta_1 > per_depth_rare_delta_1"),
         Claim("rare-rows", "It does so even where the classes learn from as many rows, four times the pixels", "our control", "delta_1", "unseen rooms, held-back depths", ours="rare_delta_1 - per_depth_rows_rare_delta_1", trend="rare_delta_1 > per_depth_rows_rare_delta_1"),
         Claim("tied", "It beats a classifier for each depth on the same rescaled pictures: sharing is what helps, not rescaling", "abstract", "delta_1", "unseen rooms, held-back depths", ours="rare_delta_1 - untied_rare_delta_1", trend="rare_delta_1 > untied_rare_delta_1"),
-        Claim("all-depths", "It is no worse over all depths, held back or not", "our question", "delta_1", "unseen rooms", ours="delta_1 - per_depth_delta_1", trend="delta_1 > per_depth_delta_1"),
+        Claim("all-depths", "It is better over all depths together, held back or not", "our question", "delta_1", "unseen rooms", ours="delta_1 - per_depth_delta_1", trend="delta_1 > per_depth_delta_1"),
         Claim("natural", "It beats depths as classes at rare depths even where nothing is held back", "our question", "delta_1", "unseen rooms, rare depths", ours=f"rare_delta_1({_SHORT}, keep=1.0) - per_depth_rare_delta_1({_SHORT}, keep=1.0)", trend=f"rare_delta_1({_SHORT}, keep=1.0) > per_depth_rare_delta_1({_SHORT}, keep=1.0)"),
         Claim("joint-depth", "Labels help depth: label and depth jointly beat depth alone in delta_1", "abstract", "delta_1", "unseen rooms", ours="joint_delta_1 - delta_1", trend="joint_delta_1 > delta_1"),
         Claim("joint-labels", "Depth helps labels: mean class recall of label and depth jointly beats that of labels alone", "abstract", "class_recall", "unseen rooms", ours="joint_class_recall - label_class_recall", trend="joint_class_recall > label_class_recall"),
@@ -639,45 +510,6 @@ PAPER = Paper(
                 "at each level as many negatives to a positive as at any other, so that the size of the rescaled picture says nothing of depth",
                 "label and depth are each the best after the other has been summed out"))
 
-# %% ../../nbs/depth/perspective.ipynb #experiment
-UNSEEN = 987654  # seed of the rooms that all runs are measured on
-
-
-def experiment(preset: PerspectivePreset, seed: int, device: torch.device) -> dict:
-    """Train the canonical classifier and what it is compared with on the same pixels, and measure them on the same pictures."""
-    train, test = load_frames(preset, seed)
-    settings = settings_of(preset, train, seed)
-    grid, labelled = depth_levels(*(settings[k] for k in ("near", "ratio", "levels"))), train.semantic is not None
-    held = (grid < preset.common[0]) | (grid > preset.common[1]) if preset.data == "rooms" else np.zeros(len(grid), bool)
-    more = draw_pixels(train, preset.pixels * (1 + preset.negatives), grid, seed, np.where(held, preset.keep, 1.0))
-    pixels = more[:preset.pixels]
-    base = CanonicalDepthClassifier(**settings).learn_words(train)
-    seen, unseen = ([base.pyramid(f.rgb[i], base._focal(f, i)) for i in range(len(f))] for f in (train, test))
-    make = lambda use, **changed: CanonicalDepthClassifier(**(settings | changed)).fit(train, use, seen, like=base)
-    result = constant_scores(test, grid, pixels) | {"train_share_held": float(held[level_of(pixels.depth, grid)].mean())}
-    kinds = {"": (pixels, {}), "untied_": (pixels, {"scaling": "untied"}), "per_depth_": (pixels, {"scaling": "none"}), "per_depth_rows_": (more, {"scaling": "none"})}
-    kinds |= {"joint_": (pixels, {"target": "joint"}), "label_": (pixels, {"scaling": "none", "target": "label"})} if labelled else {}
-    for name, (use, changed) in kinds.items():
-        model = make(use, **changed)
-        result |= evaluate(model, test, unseen, grid, held, preset, name)
-        if name in ("", "per_depth_"):
-            result |= shifts(model, test[: min(12, len(test) // 2 + 1)], name)
-        if not name and preset.data == "redkitchen":
-            result |= beside_eigen(model, train, test, unseen)
-    return result
-
-# %% ../../nbs/depth/perspective.ipynb #settings
-def settings_of(preset: PerspectivePreset, train: Frames, seed: int) -> dict:
-    """Return what the classifiers of a run have in common."""
-    near, levels = preset.near, preset.levels
-    if preset.data != "rooms":
-        z = train.depth[train.mask][:: max(1, int(train.mask.sum()) // 10**6)].double().numpy()
-        near, far = np.quantile(z, [0.005, 0.995])
-        levels = max(2, int(np.ceil(np.log(far / near) / np.log(preset.ratio))) + 1)
-    canonical = float(preset.canonical * near * preset.ratio ** (levels - 1))
-    same = ("ratio", "words", "spaces", "columns", "rectangles", "reach", "booster", "rounds", "candidates", "negatives", "tau", "balance", "pixels", "stride", "segments", "classes")
-    return {k: getattr(preset, k) for k in same} | {"near": float(near), "levels": levels, "canonical_depth": canonical, "fixed_depth": canonical / 2**0.5, "random_state": seed}
-
 # %% ../../nbs/depth/perspective.ipynb #load-frames
 def load_frames(preset: PerspectivePreset, seed: int) -> tuple[Frames, Frames]:
     """Return training and test pictures of a preset, ``height`` rows each; recorded ones evenly over their sets."""
@@ -690,9 +522,9 @@ def load_frames(preset: PerspectivePreset, seed: int) -> tuple[Frames, Frames]:
         read = {"redkitchen": redkitchen, "nyu": nyuv2}[preset.data]
         sets = [read(split=part) for part in ("train", "test")]
     picked = []
-    for recorded, n in zip(sets, (preset.frames, preset.test_frames)):
-        at = np.unique(np.linspace(0, len(recorded) - 1, min(n, len(recorded))).round().astype(int))
-        picked.append(Frames.cat([recorded[int(i)].resize(*size) for i in at]))
+    for whole, n in zip(sets, (preset.frames, preset.test_frames)):
+        at = np.unique(np.linspace(0, len(whole) - 1, min(n, len(whole))).round().astype(int))
+        picked.append(Frames.cat([whole[int(i)].resize(*size) for i in at]))
     return relabel(*picked, preset.classes)
 
 
@@ -718,8 +550,6 @@ def folder_frames(path: str | Path):
     FileNotFoundError, ValueError
         As `open3d_rgbd`; or as many labels as pictures are not there, or one has another size.
     """
-    from dataclasses import replace
-
     recorded, folder = open3d_rgbd(path), Path(path) / "label"
     if not folder.is_dir():
         return recorded
@@ -737,6 +567,18 @@ def folder_frames(path: str | Path):
     recorded._read = read
     return recorded
 
+# %% ../../nbs/depth/perspective.ipynb #settings
+def settings_of(preset: PerspectivePreset, train: Frames, seed: int) -> dict:
+    """Return what the classifiers of a run have in common."""
+    near, levels = preset.near, preset.levels
+    if preset.data != "rooms":
+        z = train.depth[train.mask][:: max(1, int(train.mask.sum()) // 10**6)].double().numpy()
+        near, far = np.quantile(z, [0.005, 0.995])
+        levels = max(2, int(np.ceil(np.log(far / near) / np.log(preset.ratio))) + 1)
+    canonical = float(preset.canonical * near * preset.ratio ** (levels - 1))
+    same = ("ratio", "words", "spaces", "columns", "rectangles", "reach", "booster", "rounds", "candidates", "negatives", "tau", "balance", "pixels", "stride", "segments", "classes")
+    return {k: getattr(preset, k) for k in same} | {"near": float(near), "levels": levels, "canonical_depth": canonical, "fixed_depth": canonical / 2**0.5, "random_state": seed}
+
 # %% ../../nbs/depth/perspective.ipynb #evaluate
 SCORES = ("delta_1", "delta_2", "delta_3", "abs_rel", "rmse", "rmse_log", "silog")
 
@@ -748,7 +590,7 @@ def evaluate(model: CanonicalDepthClassifier, test: Frames, pyramids: Sequence, 
     mask, out = test.mask & (level >= 0), {}
     maps = {0: [], model.segments: []}
     for i in range(len(test)):
-        scores = model.predict_scores(test.rgb[i], None, model._focal(test, i), pyramids[i])
+        scores = model.predict_scores(test.rgb[i], None, focal_of(test, i), pyramids[i])
         for segments, found in maps.items():
             found.append(model.paint(test.rgb[i], scores, segments))
     for segments, prefix in ((model.segments, name), (0, f"{name}pixel_")):
@@ -783,7 +625,7 @@ def beside_eigen(model: CanonicalDepthClassifier, train: Frames, test: Frames, p
     if test.rgb.shape[2:] != (96, 128):
         return {}
     log, count = train.depth.where(train.mask, 1.0).log().sum(0), train.mask.sum(0).clamp(min=1)
-    found = {"eigen_grid_": model.predict_both(test.rgb, model._focal(test, 0), pyramids)[0], "mean_map_": (log / count).exp()[None].expand_as(test.depth)}
+    found = {"eigen_grid_": model.predict_both(test.rgb, focal_of(test, 0), pyramids)[0], "mean_map_": (log / count).exp()[None].expand_as(test.depth)}
     mask = F.pad(test.mask[..., 4:92, 4:124], (4, 4, 4, 4))
     return {f"{name}{k}": v.mean().item() for name, z in found.items() for k, v in depth_scores(z, test.depth, mask).items() if k in SCORES}
 
@@ -800,8 +642,36 @@ def shifts(model: CanonicalDepthClassifier, test: Frames, name: str, steps: int 
     out = {f"{name}shift_agreement": float(np.mean(agree))}
     if model.scaling == "canonical":
         exact = copy.copy(model)
-        exact.resampling, exact.grid_, exact.levels = "blocks", model.canonical_depth * 0.5 ** np.arange(4, 0, -1), 4
+        exact.eye_ = copy.copy(model.eye_)
+        exact.eye_.resampling, exact.eye_.grid = "blocks", model.canonical_depth * 0.5 ** np.arange(4, 0, -1)
         doubled = test.rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
         same = [np.isclose(exact.predict_scores(a, points)[1:], exact.predict_scores(b, 2 * points)[:-1], atol=1e-5).mean() for a, b in zip(test.rgb, doubled)]
         out["shift_exact"] = float(np.mean(same))
     return out
+
+# %% ../../nbs/depth/perspective.ipynb #experiment
+UNSEEN = 987654  # seed of the rooms that all runs are measured on
+
+
+def experiment(preset: PerspectivePreset, seed: int, device: torch.device) -> dict:
+    """Train the canonical classifier and what it is compared with on the same pixels, and measure them on the same pictures."""
+    train, test = load_frames(preset, seed)
+    settings = settings_of(preset, train, seed)
+    grid, labelled = depth_levels(*(settings[k] for k in ("near", "ratio", "levels"))), train.semantic is not None
+    held = (grid < preset.common[0]) | (grid > preset.common[1]) if preset.data == "rooms" else np.zeros(len(grid), bool)
+    more = draw_pixels(train, preset.pixels * (1 + preset.negatives), grid, seed, np.where(held, preset.keep, 1.0))
+    pixels = more[:preset.pixels]
+    eye = CanonicalDepthClassifier(**settings).open_eye(train)
+    seen, unseen = ([eye.pyramid(f.rgb[i], focal_of(f, i)) for i in range(len(f))] for f in (train, test))
+    make = lambda use, **changed: CanonicalDepthClassifier(**(settings | changed)).fit(train, use, seen, eye)
+    result = constant_scores(test, grid, pixels) | {"train_share_held": float(held[level_of(pixels.depth, grid)].mean())}
+    kinds = {"": (pixels, {}), "untied_": (pixels, {"scaling": "untied"}), "per_depth_": (pixels, {"scaling": "none"}), "per_depth_rows_": (more, {"scaling": "none"})}
+    kinds |= {"joint_": (pixels, {"target": "joint"}), "label_": (pixels, {"scaling": "none", "target": "label"})} if labelled else {}
+    for name, (use, changed) in kinds.items():
+        model = make(use, **changed)
+        result |= evaluate(model, test, unseen, grid, held, preset, name)
+        if name in ("", "per_depth_"):
+            result |= shifts(model, test[: min(12, len(test) // 2 + 1)], name)
+        if not name and preset.data == "redkitchen":
+            result |= beside_eigen(model, train, test, unseen)
+    return result

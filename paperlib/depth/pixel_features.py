@@ -5,7 +5,7 @@
 # %% ../../nbs/depth/pixel_features.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ def textons(planes: np.ndarray) -> np.ndarray:
 RING = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))  # rows, columns
 
 
-def shifted(plane: np.ndarray, reach: int) -> callable:
+def shifted(plane: np.ndarray, reach: int) -> Callable:
     """Return the function (rows, columns) -> the plane moved so that each pixel holds what lies that far from it, its border repeated."""
     wide, (H, W) = np.pad(plane, [(0, 0)] * (plane.ndim - 2) + [(reach, reach)] * 2, mode="edge"), plane.shape[-2:]
     return lambda y, x: wide[..., reach + y:reach + y + H, reach + x:reach + x + W]
