@@ -114,7 +114,7 @@ def test_an_estimator_fits_predicts_and_survives_its_file(slug, tmp_path):
     with pytest.raises(ValueError, match="not fitted"):
         model.predict(given)
     assert model.fit(case.data()) is model
-    found = model.predict(given)
+    found = np.asarray(model.predict(given))
     assert np.isfinite(found).all()
     assert np.array_equal(clone(model).fit(case.data()).predict(given), found)
     model.save(tmp_path / "model.npz")
