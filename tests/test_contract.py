@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, clone
 
 import paperlib
 from paperlib.core.data import dataset
-from paperlib.depth import eigen
+from paperlib.depth import eigen, perspective
 from paperlib.masked import mae
 from paperlib.sequence import phydnet, simvp, swinlstm, visionts
 from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
@@ -68,6 +68,9 @@ CASES = {
                                                96, 24, 24), lambda: (torch.randn(2, 96, 3), torch.randn(2, 24, 3)),
                      lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
                      {"context": 240, "smoothing_windows": 0, "linear_context": 12, "stride": 40, "tune_steps": 1, "batch_size": 2}),
+    "perspective": EstimatorCase(lambda: perspective.CanonicalDepthClassifier(levels=6, ratio=1.6, words=6, columns=40, reach=8, rounds=4, pixels=200, segments=20),
+                                 lambda: perspective.room_frames(4, (48, 64), 0), lambda: perspective.room_frames(1, (48, 64), 9).rgb,
+                                 {"frames": 4, "test_frames": 2, "height": 48, "levels": 6, "ratio": 1.6, "words": 6, "columns": 40, "reach": 8, "rounds": 3, "pixels": 200}),
     "srforest": EstimatorCase(lambda: srforest.SuperResolutionForest(n_trees=2, max_depth=4), lambda: [p for _, p in dataset("photos", split="train")][2:3],
                               lambda: np.random.default_rng(0).random((20, 30)), {"pictures": 1, "n_trees": 1, "max_depth": 3}),
 }
@@ -117,7 +120,7 @@ def test_an_estimator_fits_predicts_and_survives_its_file(slug, tmp_path):
     with pytest.raises(ValueError, match="not fitted"):
         model.predict(given)
     assert model.fit(case.data()) is model
-    found = model.predict(given)
+    found = np.asarray(model.predict(given))
     assert np.isfinite(found).all()
     assert np.array_equal(clone(model).fit(case.data()).predict(given), found)
     model.save(tmp_path / "model.npz")

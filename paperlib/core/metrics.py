@@ -592,6 +592,8 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "log_likelihood": "mean log-likelihood of a sample under a fitted law, nats",
     "shape": "exponent of a generalised normal law fitted to a sample: 1 Laplace, 2 normal",
     "overshoot": "mean distance, grey levels, by which a map leaves the range of the truth around a pixel",
+    "class_recall": "share of a class's pixels that are found, averaged over the classes",
+    "shift_agreement": "share of pixels whose depth level falls by as many steps as the picture was enlarged by",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric

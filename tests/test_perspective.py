@@ -1,0 +1,299 @@
+"""Perspective: pixel features against plain twins, boosting, the classifier on data of three kinds, files, and input that should be refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import paperlib
+from paperlib.core.paper import recorded
+from paperlib.core.scenes import Frames
+from paperlib.depth import perspective
+from paperlib.depth.joint_boost import HistBoost, JointBoost, above_zero, fibonacci_thresholds
+from paperlib.depth.perspective import (
+    CanonicalDepthClassifier,
+    Eye,
+    canonical_rows,
+    class_recall,
+    decode,
+    depth_levels,
+    draw_pixels,
+    level_of,
+    room_frames,
+    voters,
+)
+from paperlib.depth.pixel_features import COLOURS, Columns, Vocabulary, draw_columns, rectangle_counts
+
+TINY = {"levels": 8, "ratio": 1.4, "canonical_depth": 9.0, "words": 6, "columns": 60, "reach": 10, "rounds": 6, "candidates": 20, "pixels": 400, "stride": 8, "segments": 20}
+SHORT = {"frames": 6, "test_frames": 3, "height": 48, "words": 6, "columns": 60, "reach": 10, "rounds": 4, "candidates": 20, "pixels": 300, "stride": 8, "segments": 20}
+
+
+@pytest.fixture(scope="module")
+def rooms() -> Frames:
+    return room_frames(6, (48, 64), 1)
+
+
+@pytest.fixture(scope="module")
+def fitted(rooms) -> CanonicalDepthClassifier:
+    return CanonicalDepthClassifier(**TINY).fit(rooms)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
+def test_counts_equal_cutting_out(height, width, seed):
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, 3, (2, height, width)).astype(rng.choice([np.uint8, np.uint16]))
+    columns, points = draw_columns(20, 3, 6, rectangles=7, kinds=2, seed=seed), rng.integers(-4, 16, (5, 2))
+    found = rectangle_counts(words, points, columns)
+    for m, (kind, word, (top, left, bottom, right)) in enumerate(zip(*columns)):
+        for n, (y, x) in enumerate(points):
+            assert found[m, n] == (words[kind, max(0, y + top):max(0, y + bottom), max(0, x + left):max(0, x + right)] == word).sum()
+
+
+def test_counts_refuse_what_does_not_fit():
+    columns = Columns(np.array([3], np.int32), np.array([0], np.int32), np.array([[0, 0, 1, 1]], np.int32))
+    with pytest.raises(ValueError, match="descriptor 3, words are of 2"):
+        rectangle_counts(np.zeros((2, 4, 4), np.uint8), np.zeros((1, 2), int), columns)
+
+
+@pytest.mark.parametrize("space", COLOURS)
+def test_words_in_every_colour_space(rooms, space):
+    picture = rooms.rgb[0].movedim(0, -1).numpy()
+    one, two = (Vocabulary.fit([picture], 5, space, seed=3, samples=500)(picture) for _ in range(2))
+    assert one.shape == (4, 48, 64) and one.max() < 5 and np.array_equal(one, two)
+    assert all(len(np.unique(kind)) > 1 for kind in one)
+
+
+def test_boosting_ignores_rows_without_weight():
+    rng = np.random.default_rng(0)
+    counts, target = rng.poisson(8, (20, 300)), rng.integers(0, 3, 300)
+    weight = (np.arange(300) < 200).astype(float)
+    other = target.copy()
+    other[200:] = (other[200:] + 1) % 3
+    one, two = (JointBoost(10, 20).fit(counts, t, weight) for t in (target, other))
+    assert np.array_equal(one.column_, two.column_) and np.allclose(one.below_, two.below_, atol=1e-6)
+
+
+def test_boosting_costs_fall_and_a_class_may_be_absent():
+    rng = np.random.default_rng(1)
+    counts, target = rng.poisson(8, (20, 300)), rng.integers(0, 2, 300)
+    counts[4, target == 1] += 20
+    model = JointBoost(12, 20).fit(counts, target, classes=4)
+    assert model.decision(counts).shape == (4, 300) and (model.decision(counts).argmax(0) == target).mean() > 0.95
+    assert min(model.costs_) > 0 and np.isfinite(model.below_).all()
+    assert np.allclose(np.exp(HistBoost(3).fit(counts, target, classes=4).log_likelihood(counts)).sum(0), 1, atol=1e-4)
+
+
+def test_sparse_rows_hold_all_that_is_above_the_first_threshold():
+    counts = np.array([[0, 3, 2, 8], [0, 0, 0, 0], [5, 1, 100, 2]])
+    index, level, ends = above_zero(counts, fibonacci_thresholds(8))
+    assert index.tolist() == [1, 3, 0, 2] and level.tolist() == [1, 3, 2, 8] and ends.tolist() == [0, 2, 2, 4]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 5), st.floats(1.05, 3), st.integers(2, 30))
+def test_levels_are_their_own_nearest(near, ratio, levels):
+    grid = depth_levels(near, ratio, levels)
+    assert level_of(grid, grid).tolist() == list(range(levels))
+    assert level_of(grid * ratio**0.49, grid).tolist() == list(range(levels))
+    assert level_of(np.array([0.0, near / ratio, grid[-1] * ratio]), grid).tolist() == [-1, -1, -1]
+
+
+def test_held_back_levels_are_not_drawn(rooms):
+    grid = depth_levels(0.8, 1.4, 8)
+    keep = np.ones(8)
+    keep[5:] = 0
+    pixels = draw_pixels(rooms, 500, grid, 0, keep)
+    own = level_of(pixels.depth, grid)
+    assert len(pixels) == 500 and own.min() >= 0 and own.max() < 5
+    rows = canonical_rows(pixels, grid, 2, 0.3)
+    assert rows.level.max() < 5 and (rows.target == 1).sum() == 2 * (rows.target == 0).sum()
+    at = np.floor(pixels.at).astype(int)
+    assert np.array_equal(rooms.depth[pixels.picture, 0, at[:, 0], at[:, 1]].numpy(), pixels.depth)
+
+
+def test_a_level_alone_has_no_negatives():
+    pixels = perspective.Pixels(np.zeros(4, int), np.zeros((4, 2)), np.full(4, 2.0), np.zeros(4, int))
+    rows = canonical_rows(pixels, np.array([1.0, 2.0, 4.0]), 3, 0.3)
+    assert len(rows.of) == 4 and not rows.target.any()
+
+
+def test_gathering_streams_or_takes_pyramids(rooms, fitted):
+    pixels, eye = draw_pixels(rooms, 100, fitted.eye_.grid, 2), fitted.eye_
+    rows = canonical_rows(pixels, eye.grid, 1, 0.3)
+    pyramids = [eye.pyramid(x) for x in rooms.rgb]
+    assert np.array_equal(eye.gather(rooms, pixels, rows, None, 0), eye.gather(rooms, pixels, rows, pyramids, 0))
+
+
+def test_several_colour_spaces_average(rooms):
+    two = CanonicalDepthClassifier(**(TINY | {"spaces": ("lab", "grey")})).fit(rooms)
+    pyramid = two.eye_.pyramid(rooms.rgb[0])
+    assert pyramid[0].shape[0] == 8
+    whole, boosters = two.predict_scores(rooms.rgb[0]), two.boosters_
+    alone = []
+    for s in (0, 1):
+        ask = two.eye_.count(pyramid[3], perspective.grid_points((48, 64), 8), (48, 64), s)
+        found = boosters[s][0].log_likelihood(ask)
+        alone.append(found[0] - found[1])
+    assert np.allclose(whole[3, 0], np.mean(alone, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [{"scaling": "untied"}, {"scaling": "none"}, {"target": "joint", "classes": 10}, {"target": "label", "scaling": "none", "classes": 10},
+                                     {"booster": "hist", "columns": 12, "rounds": 2}, {"segments": 0}])
+def test_every_kind_answers(rooms, changed, fitted):
+    model = CanonicalDepthClassifier(**(TINY | changed)).fit(rooms, eye=None if "columns" in changed else fitted.eye_)
+    depth, label = model.predict_both(rooms.rgb[:2])
+    assert depth.shape == (2, 1, 48, 64) and label.shape == (2, 48, 64) and np.isfinite(model.predict_scores(rooms.rgb[0])).all()
+    if changed.get("target") != "label":
+        assert set(depth.unique().tolist()) <= set(np.float32(model.eye_.grid).tolist())
+    assert label.max() < max(1, model.classes)
+
+
+def test_untied_says_never_at_levels_without_pixels(rooms, fitted):
+    grid = fitted.eye_.grid
+    pixels = draw_pixels(rooms, 400, grid, 0, np.where(np.arange(8) < 5, 1.0, 0.0))
+    model = CanonicalDepthClassifier(**(TINY | {"scaling": "untied"})).fit(rooms, pixels, eye=fitted.eye_)
+    assert model.boosters_[0][6] is None and (model.predict_scores(rooms.rgb[0])[5:] == -20).all()
+
+
+def test_more_words_than_a_byte_holds(rooms, fitted):
+    rng, eye = np.random.default_rng(0), Eye(fitted.eye_.grid, fitted.eye_.focal, 9.0, 6.0)
+    of = fitted.eye_.vocabularies[0]
+    eye.vocabularies = [Vocabulary({k: (c[rng.integers(0, 6, 400)] + 0.1 * rng.normal(size=(400, c.shape[1]))).astype(np.float32) for k, c in of.centres.items()}, of.scales)]
+    words = eye.pyramid(rooms.rgb[0])[-1]
+    assert words.dtype == np.uint16 and words.max() > 255
+
+
+def test_a_longer_lens_is_undone(rooms, fitted):
+    """A picture of twice the size through twice the focal length is the same picture; blocks make the resampling exact."""
+    eye = Eye(fitted.eye_.canonical_depth / np.array([4.0, 2.0]), fitted.eye_.focal, fitted.eye_.canonical_depth, fitted.eye_.canonical_depth / 2, "blocks")
+    eye.vocabularies, eye.columns = fitted.eye_.vocabularies, fitted.eye_.columns
+    doubled = rooms.rgb[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for a, b in zip(eye.pyramid(rooms.rgb[0]), eye.pyramid(doubled, 2 * eye.focal)):
+        assert a.shape == b.shape and (a == b).mean() > 0.99
+
+
+def test_voting_covers_every_pixel_of_odd_sizes():
+    rng = np.random.default_rng(0)
+    rgb, scores = torch.rand(3, 13, 22, generator=torch.Generator().manual_seed(0)), rng.random((3, 2, 4 * 6))
+    for segments in (0, 7):
+        where, voted = voters(rgb, scores, 4, segments)
+        assert where.shape == (13, 22) and voted.shape[:2] == (3, 2) and where.max() < voted.shape[2]
+    assert np.array_equal(voters(rgb, scores, 4, 0)[0][4:8, 8], np.full(4, 6 + 2))
+
+
+def test_decoding_sums_out_the_other():
+    scores = np.log(np.array([[[0.5], [0.1]], [[0.35], [0.34]]]))
+    assert [int(v[0]) for v in decode(scores)] == [1, 0]            # the best pair is (0, 0); the best depth is the other
+
+
+def test_recall_gives_rare_classes_their_say():
+    truth = torch.tensor([0] * 300 + [1] * 100 + [2] * 10)[None]
+    assert class_recall(torch.zeros_like(truth), truth) == 0.5        # the third class is too small to count
+    assert class_recall(truth, truth, first=1) == 1.0 and class_recall(truth, torch.full_like(truth, -1)) == 0.0
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"target": "depths"}, "target='depths': expected one of depth"), ({"spaces": ("hsv",)}, "'hsv' is none of lab"), ({"spaces": ()}, "spaces"), ({"rounds": 0}, "rounds=0"),
+    ({"ratio": 1.0}, "ratio=1.0"), ({"target": "joint"}, "classes >= 2"), ({"target": "label"}, "label needs 'none'"), ({"scaling": "untied", "target": "joint", "classes": 10}, "joint needs 'canonical'")])
+def test_settings_are_refused(rooms, changed, message):
+    with pytest.raises(ValueError, match=message):
+        CanonicalDepthClassifier(**(TINY | changed)).fit(rooms)
+
+
+def test_pictures_are_refused(rooms, fitted):
+    with pytest.raises(ValueError, match="no camera"):
+        CanonicalDepthClassifier(**TINY).fit(Frames(rooms.rgb, rooms.depth, rooms.mask))
+    with pytest.raises(ValueError, match=r"expected pictures \(B, 3, H, W\)"):
+        fitted.predict(rooms.rgb[0])
+    with pytest.raises(ValueError, match=r"expected a picture \(3, H, W\)"):
+        fitted.predict_scores(rooms.rgb[:1])
+    with pytest.raises(ValueError, match="may be drawn"):
+        draw_pixels(Frames(rooms.rgb, rooms.depth, torch.zeros_like(rooms.mask), rooms.camera), 5, fitted.eye_.grid)
+
+
+def test_files_that_are_none(tmp_path, rooms, fitted):
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for name in ("text.npz", "other.npz"):
+        with pytest.raises(ValueError, match=f"{name} holds no classifier"):
+            CanonicalDepthClassifier.load(tmp_path / name)
+    with pytest.raises(ValueError, match="booster='joint'"):
+        CanonicalDepthClassifier(**TINY).save(tmp_path / "unfitted.npz")
+    untied = CanonicalDepthClassifier(**(TINY | {"scaling": "untied"})).fit(rooms, draw_pixels(rooms, 300, fitted.eye_.grid, 0, np.arange(8) < 5), eye=fitted.eye_)
+    untied.save(tmp_path / "untied.npz")
+    again = CanonicalDepthClassifier.load(tmp_path / "untied.npz")
+    assert again.boosters_[0][6] is None and np.array_equal(again.predict_scores(rooms.rgb[0]), untied.predict_scores(rooms.rgb[0]))
+
+
+@pytest.mark.parametrize("changed, message", [({"data": "roms"}, "data='roms'"), ({"folder": "x"}, "folder='x'"), ({"data": "folder"}, "folder=''"), ({"common": (4.0, 1.0)}, "common="), ({"classes": 3}, "10 on rooms"),
+                                              ({"spaces": ("lab", "cmyk")}, "spaces="), ({"keep": 2.0}, "keep=2.0"), ({"booster": "ada"}, "booster='ada'")])
+def test_presets_are_refused_before_any_work(changed, message):
+    with pytest.raises(ValueError, match=message):
+        paperlib.paper("perspective").preset("small", changed)
+
+
+@pytest.fixture
+def own_folder(tmp_path, rooms):
+    """A folder as a user would bring it: two pictures to learn from, one to be measured on."""
+    for part, at in {"train": (0, 1), "test": (2,)}.items():
+        for kind in ("color", "depth", "label"):
+            (tmp_path / part / kind).mkdir(parents=True)
+        for i in at:
+            Image.fromarray((255 * rooms.rgb[i]).byte().permute(1, 2, 0).numpy()).save(tmp_path / part / "color" / f"{i}.png")
+            Image.fromarray((1000 * rooms.depth[i, 0]).numpy().astype(np.uint16)).save(tmp_path / part / "depth" / f"{i}.png")
+            Image.fromarray((rooms.semantic[i] + 1).byte().numpy()).save(tmp_path / part / "label" / f"{i}.png")
+        K = rooms.camera.K[0].T.flatten().tolist()
+        (tmp_path / part / "camera_intrinsic.json").write_text(json.dumps({"width": 64, "height": 48, "intrinsic_matrix": K}))
+    return tmp_path
+
+
+def test_a_folder_of_ones_own(own_folder):
+    short = SHORT | {"data": "folder", "folder": str(own_folder), "classes": 3}
+    metrics = paperlib.reproduce("perspective", "small", device="cpu", **short).metrics
+    assert 0 <= metrics["joint_class_recall"] <= 1 and metrics["train_share_held"] == 0 and "rare_delta_1" not in metrics
+    for part in ("train", "test"):
+        shutil.rmtree(own_folder / part / "label")
+    assert "joint_delta_1" not in paperlib.reproduce("perspective", "small", device="cpu", **short).metrics
+
+
+def test_a_folder_with_gaps_says_which(own_folder):
+    short = SHORT | {"data": "folder", "folder": str(own_folder)}
+    with pytest.raises(ValueError, match="classes=200: the training set has"):
+        paperlib.reproduce("perspective", "small", device="cpu", **(short | {"classes": 200}))
+    label = next((own_folder / "train" / "label").iterdir())
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(label)
+    with pytest.raises(ValueError, match=rf"{label.name}: expected a grey picture of \(48, 64\)"):
+        paperlib.reproduce("perspective", "small", device="cpu", **short)
+    label.unlink()
+    with pytest.raises(ValueError, match="1 labels for 2 pictures"):
+        paperlib.reproduce("perspective", "small", device="cpu", **short)
+    shutil.rmtree(own_folder / "train" / "depth")
+    with pytest.raises(FileNotFoundError, match="depth/"):
+        paperlib.reproduce("perspective", "small", device="cpu", **short)
+
+
+def test_the_kitchen_is_scored_where_eigens_page_does(shared, monkeypatch):
+    """The mean-depth map at these pixels is the one that Eigen's page has recorded; its cells are of 4 x 4 pixels, ours of one."""
+    preset = paperlib.paper("perspective").preset("small", {"data": "redkitchen"})
+    train, test = perspective.load_frames(preset, 0)
+    assert (len(train), len(test), train.semantic) == (80, 20, None)
+    monkeypatch.setattr(CanonicalDepthClassifier, "predict_both", lambda *a: (test.depth.clamp(min=0.1), None))
+    found = perspective.beside_eigen(CanonicalDepthClassifier(), train, test, None)
+    theirs = [r.metrics["mean_delta_1"] for r in recorded("eigen") if r.overrides == {"data": "redkitchen"}]
+    assert found["mean_map_delta_1"] == pytest.approx(theirs[0], abs=0.02) and found["eigen_grid_delta_1"] == 1
+    settings_found = perspective.settings_of(preset, train, 3)
+    assert 0.5 < settings_found["near"] < 1 and 6 < settings_found["levels"] < 14 and settings_found["random_state"] == 3
+
+
+def test_missing_data_says_where_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="NYU Depth v2"):
+        paperlib.reproduce("perspective", "paper", device="cpu")
