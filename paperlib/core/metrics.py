@@ -592,6 +592,8 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "log_likelihood": "mean log-likelihood of a sample under a fitted law, nats",
     "shape": "exponent of a generalised normal law fitted to a sample: 1 Laplace, 2 normal",
     "overshoot": "mean distance, grey levels, by which a map leaves the range of the truth around a pixel",
+    "plateau_share": "share of slanted neighbours that a predicted depth map makes flat",
+    "denoising_loss": "mean squared error of predicted noise in training, last twentieth of the steps",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric
