@@ -125,7 +125,7 @@ class DiffusionDepth(nn.Module):
     Duan et al. 2024, arXiv:2303.05021.
     """
 
-    def __init__(self, backbone: str = "res", channels: Sequence[int] = (24, 32, 48, 64, 96), layers: Sequence[int] = (1, 1, 1, 1, 1), fpn_dim: int = 32, latent_dim: int = 8,
+    def __init__(self, backbone: str = "res", channels: Sequence[int] = (24, 32, 48, 64, 96), layers: Sequence[int] = (1, 1, 1, 1, 1), fpn_dim: int = 32, latent_dim: int = 4,
                  hidden: int = 24, variant: str = "res", last: str = "direct", latent_scale: int = 4, method: str = "diffusion", bins: int = 64, low: float = 0.25,
                  high: float = 12.0, steps: int = 20, shrink: int = 1):
         super().__init__()
@@ -498,7 +498,7 @@ def evaluate_recorded(model: DiffusionDepth, frames: Recorded, device: torch.dev
 class DiffusionDepthPreset(Preset):
     size: tuple[int, ...] = (96, 128)  # rows and columns of a picture
     shrink: int = 2  # the network works on pictures shrunk by this
-    frames: int = 768  # training rooms
+    frames: int = 1024  # training rooms
     test_frames: int = 500
     truth: str = "dense"  # dense, sparse (a share of the pixels) or lidar (scan lines)
     share: float = 0.05  # of pixels with a known depth, where sparse
@@ -507,8 +507,8 @@ class DiffusionDepthPreset(Preset):
     channels: tuple[int, ...] = (24, 48, 96, 128)  # of its stages
     layers: tuple[int, ...] = (1, 1, 1, 1)  # blocks of each stage
     fpn_dim: int = 24  # channels of the condition
-    latent_dim: int = 8
-    hidden: int = 16  # channels inside the denoiser
+    latent_dim: int = 4
+    hidden: int = 32  # channels inside the denoiser
     variant: str = "res"  # denoiser: res or swin as released, note as the note describes it
     last: str = "velocity"  # what its output is: relu (noise, as released), linear, velocity, direct
     latent_scale: int = 4  # side of the shrunk picture over that of the latent
@@ -548,11 +548,11 @@ class DiffusionDepthPreset(Preset):
             raise ValueError(f"size={self.size}, channels={self.channels}, layers={self.layers}: expected two sides, and channels and blocks for each stage")
 
 
-_SHORT = "frames=768, steps=800"  # what every comparison changes, so that a run takes minutes
-_SPARSE, _LIDAR, _GT = f"{_SHORT}, truth='sparse'", f"{_SHORT}, truth='lidar'", f"{_SHORT}, diffusion='gt'"
+_SHORT = "frames=1024, steps=800"  # what every comparison changes, so that a run takes minutes
+_SPARSE, _LIDAR, _GT = f"{_SHORT}, truth='sparse'", f"{_SHORT}, truth='lidar'", "frames=1024, diffusion='gt', steps=1600"
 _LOST = lambda metric, truth: f"{metric}({_SHORT}, truth='{truth}') / {metric}({_SHORT})"
 _LOST_GT = lambda metric, truth: f"{metric}({_GT}, truth='{truth}') / {metric}({_GT})"
-_REGRESSION, _BINS = "frames=768, method='regression', steps=2100", "frames=768, method='bins', steps=1600"
+_REGRESSION, _BINS = "frames=1024, method='regression', steps=2100", "frames=1024, method='bins', steps=1600"
 
 PAPER = Paper(
     slug="diffusiondepth", family="depth", title="DiffusionDepth: Diffusion Denoising Approach for Monocular Depth Estimation", title_zh="扩散深度：用扩散去噪做单目深度估计",
@@ -595,7 +595,7 @@ PAPER = Paper(
         Claim("nyu", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "abs_rel", "NYU Depth v2, 654 pictures", ours="nyu_abs_rel(data='nyu', size=(228, 304))", paper=0.085, tolerance=0.003),
         Claim("nyu-delta", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "delta_1", "NYU Depth v2, 654 pictures", ours="nyu_delta_1(data='nyu', size=(228, 304))", paper=0.939, tolerance=0.005),
     ),
-    deviations=("smoke and small: pictures of half the size (48 x 64), a trunk of four small residual stages, latents of a quarter of that in 8 channels, velocity instead of noise as the network's output, AdamW with one cycle",
+    deviations=("smoke and small: pictures of half the size (48 x 64), a trunk of four small residual stages, latents of a quarter of that in 4 channels, velocity instead of noise as the network's output, AdamW with one cycle",
                 "smoke and small: the pixel loss is Eigen's with lambda 0.5; the paper does not give its lambda, nor the weights of its losses",
                 "diffusion of the truth trains its encoder as part of an autoencoder; in the release no gradient reaches the encoder",
                 "paper: no HAHI neck (in the release only its convolutions act), one picture crop for all frames, and on NYU the 795 labelled frames",
