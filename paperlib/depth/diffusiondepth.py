@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,14 +21,14 @@ from ..core.metrics import DEPTH_PROTOCOLS, depth_scores
 from ..core.paper import Claim, Paper, Preset, recorded
 from ..core.scenes import Recorded, RoomConfig, SceneStream, Sensor, crop_mask, kitti, nyuv2
 from ..core.training import Batches, fit, save_weights
-from .diffusiondepth_layers import DDIMSchedule, Denoiser, DepthCodec, DepthHead, LiteBackbone, ResBackbone, SwinBackbone
+from .diffusiondepth_layers import ConditionedBlock, DDIMSchedule, Denoiser, DepthCodec, DepthHead, LiteBackbone, ResBackbone, SwinBackbone
 from .eigen import LAYOUTS, augment, targets
 
 # %% auto #0
-__all__ = ['REGION', 'UNSEEN', 'PAPER', 'pixel_loss', 'release_losses', 'release_scores', 'DiffusionDepth', 'Training',
-           'ddim_term', 'training_set', 'Jitter', 'Augment', 'optimizer_of', 'build', 'train', 'predict',
-           'rooms_scores', 'rooms_edges', 'plateau_share', 'seed_spread', 'experiment', 'rooms_experiment',
-           'eigen_twin', 'recorded_experiment', 'evaluate_recorded', 'DiffusionDepthPreset']
+__all__ = ['REGION', 'UNSEEN', 'pixel_loss', 'release_losses', 'release_scores', 'ddim_term', 'trunk', 'require_pictures',
+           'whole', 'DiffusionDepth', 'Training', 'training_set', 'Jitter', 'Augment', 'optimizer_of', 'build', 'train',
+           'predict', 'rooms_scores', 'rooms_edges', 'plateau_share', 'seed_spread', 'require_sound', 'experiment',
+           'rooms_experiment', 'eigen_twin', 'recorded_experiment', 'evaluate_recorded']
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #pixel-loss
 def pixel_loss(log_pred: Tensor, target: Tensor, mask: Tensor, lam: float = 0.85, form: str = "log") -> Tensor:
@@ -69,13 +68,18 @@ def pixel_loss(log_pred: Tensor, target: Tensor, mask: Tensor, lam: float = 0.85
     return inside.clamp(min=1e-12).sqrt() * mask.flatten(1).any(1)
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #release-losses
-def release_losses(pred: Tensor, target: Tensor, max_depth: float = 88.0) -> dict[str, Tensor]:
+def release_losses(pred: Tensor, target: Tensor, max_depth: float = 88.0, sig_max_depth: float | None = None) -> dict[str, Tensor]:
     """Return the losses of the released code: ``l1`` and ``l2`` (depth clamped to [0, max_depth], mean over valid pixels of each image, summed over the batch) and ``sig``.
 
     Parameters
     ----------
     pred, target : (B, 1, H, W) metres, target 0 where unknown
     max_depth : metres; a pixel predicted beyond it has no gradient in l1 and l2
+    sig_max_depth : metres, optional; sig leaves out pixels whose truth lies beyond it
+
+    Returns
+    -------
+    scalars; ``sig`` is NaN where fewer than two pixels are valid
 
     References
     ----------
@@ -84,18 +88,52 @@ def release_losses(pred: Tensor, target: Tensor, max_depth: float = 88.0) -> dic
     mask = target > 1e-4
     n = mask.flatten(1).sum(1) + 1e-8
     error = (pred.clamp(0, max_depth) - target.clamp(0, max_depth)) * mask
-    g = (pred[mask] + 1e-3).log() - (target[mask] + 1e-3).log()
+    counted = (target > 0) & (target <= (float("inf") if sig_max_depth is None else sig_max_depth))
+    g = (pred[counted] + 1e-3).log() - (target[counted] + 1e-3).log()
     return {"l1": (error.abs().flatten(1).sum(1) / n).sum(), "l2": (error.square().flatten(1).sum(1) / n).sum(), "sig": 2 * (g.var() + 0.15 * g.mean().square()).sqrt()}
 
 
 def release_scores(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return the scores that the released code prints, pooled over all pixels of a batch with a known depth; no crop, no limit."""
     mask = target > 1e-4
-    p, t = pred[mask], target[mask]
-    p, t = p.clamp(min=1e-4), t
+    p, t = pred[mask].clamp(min=1e-4), target[mask]
     ratio, inverse = torch.maximum(p / t, t / p), 1 / p - 1 / t
     return {"rmse": (p - t).square().mean().sqrt(), "mae": (p - t).abs().mean(), "irmse": inverse.square().mean().sqrt(), "imae": inverse.abs().mean(),
             "abs_rel": ((p - t).abs() / t).mean(), **{f"delta_{k}": (ratio < 1.25**k).float().mean() for k in (1, 2, 3)}}
+
+# %% ../../nbs/depth/diffusiondepth.ipynb #ddim-term
+def ddim_term(schedule: DDIMSchedule, eps_hat: Tensor, eps: Tensor, t: Tensor, x_t: Tensor, known: Tensor, target: str, steps: int) -> Tensor:
+    """Return the denoising loss, a mean over latents where ``known`` (B, 1, h, w) is 1.
+
+    ``target`` is "noise", the squared error of the noise (the release); "noise-capped", the same times min(1, 1 / SNR), which is the squared error of the latent where there
+    is more signal than noise; or "previous", the squared error of the next, less noisy latent (the note).
+    """
+    if target == "previous":
+        eps_hat, eps = (schedule.step(e, t, t - schedule.num_train_timesteps // steps, x_t) for e in (eps_hat, eps))
+    error = (eps_hat - eps).square()
+    if target == "noise-capped":
+        a = schedule.alpha_bar(t, x_t)
+        error = error * ((1 - a) / a).clamp(max=1)
+    return (error * known).sum() / (known.sum() * eps.shape[1]).clamp(min=1)
+
+# %% ../../nbs/depth/diffusiondepth.ipynb #trunk
+def trunk(name: str, channels: Sequence[int], layers: Sequence[int]) -> nn.Module:
+    """Return a backbone: "res" with these channels and blocks, "swin" with channels[0] and its doubles, heads of 32 channels, or "lite"."""
+    if name == "swin":
+        return SwinBackbone(channels[0], layers, [max(1, channels[0] * 2**i // 32) for i in range(len(layers))])
+    return LiteBackbone() if name == "lite" else ResBackbone(channels, layers, [2] * len(layers))
+
+
+def require_pictures(rgb: Tensor) -> None:
+    """Raise ValueError for what is no batch of float pictures (B, 3, H, W) in [0, 1]."""
+    if not isinstance(rgb, Tensor) or rgb.ndim != 4 or rgb.shape[1] != 3 or not rgb.is_floating_point() or (rgb.numel() and not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3):
+        got = f"{tuple(rgb.shape)} of {rgb.dtype}" if isinstance(rgb, Tensor) else type(rgb).__name__
+        raise ValueError(f"DiffusionDepth: expected pictures (B, 3, H, W), float in [0, 1], got {got}")
+
+
+def whole(x: Tensor, side: int, mode: str) -> Tensor:
+    """Return (B, C, H, W) padded below and on the right to multiples of a side; ``mode`` as in torch's pad."""
+    return F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side), mode=mode)
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #model
 class DiffusionDepth(nn.Module):
@@ -126,16 +164,13 @@ class DiffusionDepth(nn.Module):
     """
 
     def __init__(self, backbone: str = "res", channels: Sequence[int] = (24, 32, 48, 64, 96), layers: Sequence[int] = (1, 1, 1, 1, 1), fpn_dim: int = 32, latent_dim: int = 4,
-                 hidden: int = 24, variant: str = "res", last: str = "direct", latent_scale: int = 4, method: str = "diffusion", bins: int = 64, low: float = 0.25,
+                 hidden: int = 24, variant: str = "res", last: str = "velocity", latent_scale: int = 4, method: str = "diffusion", bins: int = 64, low: float = 0.25,
                  high: float = 12.0, steps: int = 20, shrink: int = 1):
         super().__init__()
         for name, value, known in (("backbone", backbone, ("res", "swin", "lite")), ("method", method, ("diffusion", "regression", "bins")), ("latent_scale", latent_scale, (2, 4))):
             if value not in known:
                 raise ValueError(f"DiffusionDepth: {name}={value!r}, expected one of {', '.join(map(str, known))}")
-        if backbone == "swin":
-            self.backbone = SwinBackbone(channels[0], layers, [max(1, channels[0] * 2**i // 32) for i in range(len(layers))])
-        else:
-            self.backbone = LiteBackbone() if backbone == "lite" else ResBackbone(channels, layers, [2] * len(layers))
+        self.backbone = trunk(backbone, channels, layers)
         strides = self.backbone.strides
         self.first = next((i for i, s in enumerate(strides) if s >= latent_scale), None)
         if self.first is None or (variant == "res" and strides[self.first] != latent_scale):
@@ -146,19 +181,16 @@ class DiffusionDepth(nn.Module):
         edges = torch.linspace(math.log(low), math.log(high), bins + 1)
         self.register_buffer("edges", edges[1:-1].clone(), persistent=False)
         self.register_buffer("centres", (edges[1:] + edges[:-1]) / 2, persistent=False)
-        centre, spread = ((0.5,) * 3, (0.5,) * 3) if backbone == "lite" else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        self.register_buffer("centre", torch.tensor(centre).view(3, 1, 1), persistent=False)
-        self.register_buffer("spread", torch.tensor(spread).view(3, 1, 1), persistent=False)
+        for name, value in zip(("centre", "spread"), ((0.5,) * 3, (0.5,) * 3) if backbone == "lite" else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
 
     def small(self, rgb: Tensor) -> Tensor:
         """Return pictures (B, 3, H, W) at the size that the network works on, (B, 3, ceil(H / shrink), ceil(W / shrink))."""
-        s = self.shrink
-        return rgb if s == 1 else F.avg_pool2d(F.pad(rgb, (0, -rgb.shape[3] % s, 0, -rgb.shape[2] % s), mode="replicate"), s)
+        return F.avg_pool2d(whole(rgb, self.shrink, "replicate"), self.shrink)
 
     def small_depth(self, depth: Tensor) -> Tensor:
         """Return depth (B, 1, H, W), 0 where unknown, at the network's size: sampled, never averaged, so that no value spans an edge or a hole."""
-        s = self.shrink
-        return F.pad(depth, (0, -depth.shape[3] % s, 0, -depth.shape[2] % s))[..., s // 2::s, s // 2::s]
+        return whole(depth, self.shrink, "constant")[..., self.shrink // 2::self.shrink, self.shrink // 2::self.shrink]
 
     def condition(self, small: Tensor) -> Tensor:
         """Return the features that guide the denoising, (B, fpn_dim, h, w), of pictures in [0, 1] at the network's size."""
@@ -166,10 +198,8 @@ class DiffusionDepth(nn.Module):
 
     def noise_like(self, small: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return x_T for pictures at the network's size, (B, d, ceil(H / scale), ceil(W / scale)) standard normal; the generator is a CPU's."""
-        size = [-(-n // self.latent_scale) for n in small.shape[-2:]]
-        if generator is None:
-            return torch.randn(len(small), self.latent_dim, *size, device=small.device)
-        return torch.randn(len(small), self.latent_dim, *size, generator=generator).to(small.device)
+        shape = (len(small), self.latent_dim, *(-(-n // self.latent_scale) for n in small.shape[-2:]))
+        return torch.randn(shape, device=small.device) if generator is None else torch.randn(shape, generator=generator).to(small.device)
 
     def one_pass(self, c: Tensor, small: Tensor) -> Tensor:
         """Return the latent of the methods without noise: the denoiser's layers once, on an empty latent."""
@@ -198,16 +228,15 @@ class DiffusionDepth(nn.Module):
         ValueError
             What is no float picture in [0, 1], or noise of another shape.
         """
-        if not isinstance(rgb, Tensor) or rgb.ndim != 4 or rgb.shape[1] != 3 or not rgb.is_floating_point() or (rgb.numel() and not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3):
-            got = f"{tuple(rgb.shape)} of {rgb.dtype}" if isinstance(rgb, Tensor) else type(rgb).__name__
-            raise ValueError(f"DiffusionDepth: expected pictures (B, 3, H, W), float in [0, 1], got {got}")
+        require_pictures(rgb)
         small = self.small(rgb)
-        c, x_T = self.condition(small), self.noise_like(small, generator) if x_T is None else x_T
-        if x_T.shape != self.noise_like(small).shape:
-            raise ValueError(f"DiffusionDepth: expected x_T {tuple(self.noise_like(small).shape)}, got {tuple(x_T.shape)}")
-        latent = self.head.sample(c, x_T, self.steps if steps is None else steps) if self.method == "diffusion" else self.one_pass(c, small)
+        drawn = self.noise_like(small, generator)
+        x_T = drawn if x_T is None else x_T
+        if x_T.shape != drawn.shape:
+            raise ValueError(f"DiffusionDepth: expected x_T {tuple(drawn.shape)}, got {tuple(x_T.shape)}")
+        latent = self.head.sample(self.condition(small), x_T, self.steps if steps is None else steps) if self.method == "diffusion" else self.one_pass(self.condition(small), small)
         depth = self.log_depth(latent, small.shape[-2:]).exp()
-        return depth if self.shrink == 1 else depth.repeat_interleave(self.shrink, 2).repeat_interleave(self.shrink, 3)[..., :rgb.shape[2], :rgb.shape[3]]
+        return depth.repeat_interleave(self.shrink, 2).repeat_interleave(self.shrink, 3)[..., :rgb.shape[2], :rgb.shape[3]]
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #training
 class Training(nn.Module):
@@ -264,21 +293,6 @@ class Training(nn.Module):
         weights = {"ddim": p.weight_ddim, "pixel": p.weight_pixel, "latent": p.weight_latent, "autoencode": p.weight_pixel}
         return sum(weights[k] * v for k, v in terms.items()), terms
 
-
-def ddim_term(schedule: DDIMSchedule, eps_hat: Tensor, eps: Tensor, t: Tensor, x_t: Tensor, known: Tensor, target: str, steps: int) -> Tensor:
-    """Return the denoising loss, a mean over latents where ``known`` (B, 1, h, w) is 1.
-
-    ``target`` is "noise", the squared error of the noise (the release); "noise-capped", the same times min(1, 1 / SNR), which is the squared error of the latent where there
-    is more signal than noise; or "previous", the squared error of the next, less noisy latent (the note).
-    """
-    if target == "previous":
-        eps_hat, eps = (schedule.step(e, t, t - schedule.num_train_timesteps // steps, x_t) for e in (eps_hat, eps))
-    error = (eps_hat - eps).square()
-    if target == "noise-capped":
-        a = schedule.alpha_bar(t, x_t)
-        error = error * ((1 - a) / a).clamp(max=1)
-    return (error * known).sum() / (known.sum() * eps.shape[1]).clamp(min=1)
-
 # %% ../../nbs/depth/diffusiondepth.ipynb #data
 def training_set(preset: DiffusionDepthPreset, seed: int) -> tuple[DepthSet, DepthSet]:
     """Return training rooms with depth as ``preset.truth`` leaves it, and with all of it."""
@@ -303,7 +317,7 @@ class Jitter:
         tint = 0.8 + 0.4 * torch.rand(len(rgb), 3, 1, 1, generator=generator).to(rgb.device)
         return torch.where(flip, rgb.flip(-1), rgb) / 255 * tint, torch.where(flip, depth.flip(-1), depth)
 
-# %% ../../nbs/depth/diffusiondepth.ipynb #training-run
+
 class Augment:
     """The augmentation of recorded pictures: Eigen's, with the release's range of colour gains (0.6 to 1.4)."""
 
@@ -315,7 +329,7 @@ class Augment:
         rgb, depth = (t.float() for t in batch)
         return augment(rgb / 255, depth, self.size, generator, max_scale=1.5, max_angle=5.0, gain=0.4)[:2]
 
-
+# %% ../../nbs/depth/diffusiondepth.ipynb #optimizer
 def optimizer_of(model: DiffusionDepth, preset: DiffusionDepthPreset) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return AdamW and a schedule: one cycle, or the release's steps (x 1, 0.2 after a third, 0.04 after half, warmed up over a thirtieth)."""
     slow = [p for n, p in model.named_parameters() if n.startswith("backbone.")]
@@ -335,14 +349,14 @@ def build(preset: DiffusionDepthPreset) -> tuple[DiffusionDepth, dict]:
     config = {k: getattr(preset, k) for k in names} | {"steps": preset.sample_steps}
     return DiffusionDepth(**config), config
 
-
-def train(model: DiffusionDepth, data: DepthSet | RecordedFrames, preset: DiffusionDepthPreset, seed: int, device: torch.device, transform) -> tuple[dict[str, float], float]:
+# %% ../../nbs/depth/diffusiondepth.ipynb #train
+def train(model: DiffusionDepth, data: DepthSet | RecordedFrames, preset: DiffusionDepthPreset, seed: int, device: torch.device, transform, progress: bool = True) -> tuple[dict[str, float], float]:
     """Train a model in place, leave it in evaluation mode, and return the last losses (means over a twentieth of the steps) and the seconds that it took."""
     net = Training(model, preset).to(device)
     batches = Batches(data.tensors if isinstance(data, DepthSet) else data, preset.batch_size, seed, transform)
     optimizer, scheduler = optimizer_of(model, preset)
     history = fit(net, batches, lambda net, batch: net(*batch), optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler,
-                  mixed_precision=None if device.type == "cuda" else "no", clip_norm=1.0)
+                  mixed_precision=None if device.type == "cuda" else "no", clip_norm=1.0, progress=progress)
     model.eval()
     last = max(1, preset.steps // 20)
     return {f"loss_{k}": float(np.mean(v[-last:])) for k, v in ({"total": history.loss} | history.scalars).items()}, history.seconds
@@ -374,7 +388,7 @@ def rooms_edges(pred: Tensor, depth: Tensor) -> dict[str, float]:
     found = boundary_scores(*cells, cells[1] > 0) | {f"full_{k}": v for k, v in boundary_scores(*full, full[1] > 0, tolerance=2).items()}
     return {k: v.item() for k, v in found.items()}
 
-
+# %% ../../nbs/depth/diffusiondepth.ipynb #plateaus
 def plateau_share(pred: Tensor, depth: Tensor, step: int) -> Tensor:
     """Return for each map the share of slanted neighbours that a prediction makes flat.
 
@@ -410,12 +424,111 @@ def seed_spread(model: DiffusionDepth, data: DepthSet, n: int, device: torch.dev
     return {"spearman": torch.tensor([spearmanr(a, b).statistic for a, b in zip(spread.numpy(), error.numpy())]), "seed_spread": spread.mean(1), "seed_error": error.mean(1),
             "spearman_pictures": torch.tensor(spearmanr(spread.mean(1).numpy(), error.mean(1).numpy()).statistic)}
 
+# %% ../../nbs/depth/diffusiondepth.ipynb #paper
+@dataclass(frozen=True, kw_only=True)
+class DiffusionDepthPreset(Preset):
+    size: tuple[int, ...] = (96, 128)  # rows and columns of a picture
+    shrink: int = 2  # the network works on pictures shrunk by this
+    frames: int = 1024  # training rooms
+    test_frames: int = 500
+    truth: str = "dense"  # dense, sparse (a share of the pixels) or lidar (scan lines)
+    share: float = 0.05  # of pixels with a known depth, where sparse
+    lines: int = 8  # of the scanner, where lidar
+    backbone: str = "res"  # res, swin or lite
+    channels: tuple[int, ...] = (24, 48, 96, 128)  # of its stages
+    layers: tuple[int, ...] = (1, 1, 1, 1)  # blocks of each stage
+    fpn_dim: int = 24  # channels of the condition
+    latent_dim: int = 4
+    hidden: int = 32  # channels inside the denoiser
+    variant: str = "res"  # denoiser: res or swin as released, note as the note describes it
+    last: str = "velocity"  # what its output is: relu (noise, as released), linear, velocity, direct
+    latent_scale: int = 4  # side of the shrunk picture over that of the latent
+    method: str = "diffusion"  # diffusion, regression or bins
+    bins: int = 64  # classes of log depth, for bins
+    diffusion: str = "self"  # what is noised in training: the network's own result (self) or encoded truth (gt)
+    target: str = "noise"  # of the denoising loss: noise, noise-capped or previous
+    unroll: bool = True  # gradients through all steps of the sampler, as released
+    sample_steps: int = 20
+    weight_ddim: float = 1.0
+    weight_pixel: float = 1.0
+    weight_latent: float = 0.0 pixel_form: str = "log"  # of the pixel loss: log, printed or release
+    lam: float = 0.5
+    steps: int
+    batch_size: int = 8
+    lr: float = 3e-3
+    schedule: str = "cycle"  # one cycle, or the release's steps
+    backbone_rate: float = 1.0  # factor on the backbone's learning rate
+    spread_frames: int = 48  # pictures that the spread over seeds is measured on
+    timed: bool = True  # seconds, and what Eigen's recorded runs reached, among the metrics
+
+
+_SHORT = "frames=1024, steps=800"  # what every comparison changes, so that a run takes minutes
+_SPARSE, _LIDAR, _GT = f"{_SHORT}, truth='sparse'", f"{_SHORT}, truth='lidar'", "frames=1024, diffusion='gt', steps=1600"
+_LOST = lambda metric, truth: f"{metric}({_SHORT}, truth='{truth}') / {metric}({_SHORT})"
+_LOST_GT = lambda metric, truth: f"{metric}({_GT}, truth='{truth}') / {metric}({_GT})"
+_REGRESSION, _BINS = "frames=1024, method='regression', steps=2100", "frames=1024, method='bins', steps=1600"
+
+PAPER = Paper(
+    slug="diffusiondepth", family="depth", title="DiffusionDepth: Diffusion Denoising Approach for Monocular Depth Estimation", title_zh="扩散深度：用扩散去噪做单目深度估计",
+    authors=("Yiqun Duan", "Xianda Guo", "Zheng Zhu"), year=2024, venue="ECCV", url="https://arxiv.org/abs/2303.05021",
+    official_code="https://github.com/duanyiqun/DiffusionDepth, by the authors; read for key names, sizes and constants at e1ca9d5, nothing was copied", licence="Apache-2.0 (official code); ours: Apache-2.0",
+    model="DiffusionDepth",
+    presets={
+        "smoke": DiffusionDepthPreset(data="rooms", frames=160, test_frames=32, steps=50, spread_frames=4, timed=False, time="under a minute on one CPU core", memory="1 GB", hardware="CPU"),
+        "small": DiffusionDepthPreset(data="rooms", frames=3072, steps=2400, time="5 minutes on an idle CPU core, 10 on a busy one", memory="2 GB", hardware="CPU or GPU"),
+        "paper": DiffusionDepthPreset(data="kitti", size=(352, 906), shrink=1, backbone="swin", channels=(192,), layers=(2, 2, 18, 2), fpn_dim=256, latent_dim=16, hidden=64, latent_scale=2, variant="swin", last="relu", pixel_form="release", steps=88000, batch_size=8, lr=1e-3, schedule="release", backbone_rate=0.1, time="not measured", memory="not measured", hardware="GPU, several"),
+    },
+    claims=(
+        Claim("self-sparse", "With a twentieth of the truth, self-diffusion loses less of its relative error than diffusion of the truth does", "section on self-diffusion", "abs_rel", "unseen rooms, 5 % of pixels", ours=f"{_LOST('abs_rel', 'sparse')} - {_LOST_GT('abs_rel', 'sparse')}", trend=f"{_LOST('abs_rel', 'sparse')} < {_LOST_GT('abs_rel', 'sparse')}"),
+        Claim("self-lidar", "The same where the truth stands on a scanner's lines", "section on self-diffusion", "abs_rel", "unseen rooms, lines of a scanner", ours=f"{_LOST('abs_rel', 'lidar')} - {_LOST_GT('abs_rel', 'lidar')}", trend=f"{_LOST('abs_rel', 'lidar')} < {_LOST_GT('abs_rel', 'lidar')}"),
+        Claim("dense-comparable", "On dense truth the two are comparable: abs rel within a tenth", "ablation", "abs_rel", "unseen rooms", ours=f"abs_rel({_GT}) / abs_rel({_SHORT})", trend=f"0.9 < abs_rel({_GT}) / abs_rel({_SHORT}) < 1.1"),
+        Claim("edges", "Its boundaries are sharper than those of Eigen's net: F1 cell by cell, both at `small`", "our target", "boundary_f1", "500 unseen rooms", ours="boundary_f1 - eigen_boundary_f1", trend="boundary_f1 > eigen_boundary_f1 and edge_contrast > eigen_edge_contrast", caveat="Eigen's runs had about twice the time"),
+        Claim("edges-equal-time", "The same where both had minutes", "our target", "boundary_f1", "500 unseen rooms", ours=f"boundary_f1({_SHORT}) - eigen_short_boundary_f1({_SHORT})", trend=f"boundary_f1({_SHORT}) > eigen_short_boundary_f1({_SHORT}) and edge_contrast({_SHORT}) > eigen_short_edge_contrast({_SHORT})"),
+        Claim("beats-eigen", "It beats Eigen's `small` in delta_1", "our target", "delta_1", "500 unseen rooms", ours="delta_1 - eigen_delta_1", trend="delta_1 > eigen_delta_1", caveat="Eigen's runs had about twice the time"),
+        Claim("beats-eigen-equal-time", "It beats Eigen's short runs in delta_1 where both had minutes", "our target", "delta_1", "500 unseen rooms", ours=f"delta_1({_SHORT}) - eigen_short_delta_1({_SHORT})", trend=f"delta_1({_SHORT}) > eigen_short_delta_1({_SHORT})"),
+        Claim("beats-mean", "It beats the mean-depth map on rooms that it has not seen", "our target", "delta_1", "500 unseen rooms", ours="delta_1 - mean_delta_1", trend="delta_1 > mean_delta_1 and silog < mean_silog"),
+        Claim("bins-flat", "Discrete depth makes plateaus where surfaces slant", "the note, 2.3", "plateau_share", "unseen rooms", ours=f"plateau_share({_BINS}) - plateau_share({_SHORT})", trend=f"plateau_share({_BINS}) > plateau_share({_SHORT}) + 0.1"),
+        Claim("bins-blur", "Discrete depth blurs: at equal time its boundaries are found less well", "the note, 2.3", "boundary_f1", "unseen rooms", ours=f"boundary_f1({_BINS}) - boundary_f1({_SHORT})", trend=f"boundary_f1({_BINS}) < boundary_f1({_SHORT})"),
+        Claim("regression-overfits", "Regression with the same networks overfits more at equal time: the gap of abs rel between seen and unseen rooms", "the note, 2.1", "abs_rel", "seen and unseen rooms", ours=f"(abs_rel({_REGRESSION}) - train_abs_rel({_REGRESSION})) - (abs_rel({_SHORT}) - train_abs_rel({_SHORT}))", trend=f"abs_rel({_REGRESSION}) - train_abs_rel({_REGRESSION}) > abs_rel({_SHORT}) - train_abs_rel({_SHORT})"),
+        Claim("regression-details", "Regression with the same networks has less satisfying details at equal time", "the note, 2.1", "boundary_f1", "unseen rooms", ours=f"boundary_f1({_REGRESSION}) - boundary_f1({_SHORT})", trend=f"boundary_f1({_REGRESSION}) < boundary_f1({_SHORT})"),
+        Claim("fewer-steps", "10 steps instead of the 20 that it was trained with degrade it", "ablation", "abs_rel", "unseen rooms", ours="abs_rel_10_steps / abs_rel_20_steps", trend="abs_rel_10_steps > abs_rel_20_steps and silog_10_steps > silog_20_steps"),
+        Claim("retrained", "Trained with 10 steps, 10 steps recover what was lost: abs rel within 5 % of 20 steps", "ablation", "abs_rel", "unseen rooms", ours=f"abs_rel_10_steps({_SHORT}, sample_steps=10) / abs_rel_20_steps({_SHORT})", trend=f"abs_rel_10_steps({_SHORT}, sample_steps=10) < 1.05 * abs_rel_20_steps({_SHORT}) and abs_rel_10_steps({_SHORT}, sample_steps=10) < abs_rel_10_steps({_SHORT})"),
+        Claim("spread-tells", "The spread over seeds tells where the error is: rank correlation over pixels above 0.2", "our question", "spearman", "unseen rooms", ours="spearman", trend="spearman > 0.2"),
+        Claim("targets", "The note's target, the next latent, and the code's, the noise, train equally well: delta_1 within 0.02", "the note, 4.23", "delta_1", "unseen rooms", ours=f"delta_1({_SHORT}, target='previous') - delta_1({_SHORT})", trend=f"abs(delta_1({_SHORT}, target='previous') - delta_1({_SHORT})) < 0.02"),
+        Claim("relu-floor", "With the release's last ReLU the denoising loss stays at 0.5 or above", "issue 15 of the release", "denoising_loss", "training rooms", ours=f"loss_ddim({_SHORT}, last='relu')", trend=f"loss_ddim({_SHORT}, last='relu') > 0.47 > loss_ddim({_SHORT})", caveat="a mean over the last 40 steps, so 0.03 of slack"),
+        Claim("kitti", "KITTI, Eigen split, up to 80 m", "as quoted by a summary of the paper", "abs_rel", "KITTI Eigen, Garg's crop", ours="kitti_garg_abs_rel", paper=0.050, tolerance=0.002),
+        Claim("kitti-delta", "KITTI, Eigen split, up to 80 m", "as quoted by CrossFlow, Table 5", "delta_1", "KITTI Eigen, Garg's crop", ours="kitti_garg_delta_1", paper=0.977, tolerance=0.003),
+        Claim("nyu", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "abs_rel", "NYU Depth v2, 654 pictures", ours="nyu_abs_rel(data='nyu', size=(228, 304))", paper=0.085, tolerance=0.003),
+        Claim("nyu-delta", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "delta_1", "NYU Depth v2, 654 pictures", ours="nyu_delta_1(data='nyu', size=(228, 304))", paper=0.939, tolerance=0.005),
+    ),
+    deviations=("smoke and small: pictures of half the size (48 x 64), a trunk of four small residual stages, latents of a quarter of that in 4 channels, velocity instead of noise as the network's output, AdamW with one cycle", "smoke and small: the pixel loss is Eigen's with lambda 0.5; the paper does not give its lambda, nor the weights of its losses", "diffusion of the truth trains its encoder as part of an autoencoder; in the release no gradient reaches the encoder", "paper: no HAHI neck (in the release only its convolutions act), one picture crop for all frames, and on NYU the 795 labelled frames", "all: random start, where the paper's Swin backbone was trained on ImageNet"))
+
+# %% ../../nbs/depth/diffusiondepth.ipynb #soundness
+def require_sound(preset: DiffusionDepthPreset) -> None:
+    """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names the field."""
+    p = preset
+    words = {"data": ("rooms", "nyu", "kitti"), "truth": ("dense", "sparse", "lidar"), "backbone": ("res", "swin", "lite"), "variant": ("res", "swin", "note"),
+             "last": ("relu", "linear", "velocity", "direct"), "method": ("diffusion", "regression", "bins"), "diffusion": ("self", "gt"), "latent_scale": (2, 4),
+             "target": ("noise", "noise-capped", "previous"), "pixel_form": ("log", "printed", "release"), "schedule": ("cycle", "release")}
+    words |= {"size": ((96, 128),)} if p.data == "rooms" else {"truth": ("dense",), "method": ("diffusion",)}
+    least = {n: 1 for n in ("shrink", "frames", "lines", "fpn_dim", "latent_dim", "hidden", "sample_steps", "steps")} | {
+        "test_frames": 2, "spread_frames": 2, "batch_size": 2, "bins": 2, **{n: 0 for n in ("weight_ddim", "weight_pixel", "weight_latent", "backbone_rate", "share", "lam", "lr")}}
+    most = {"share": 1, "lam": 1, "sample_steps": 1000}
+    for name, value in ((n, getattr(p, n)) for n in (*words, *least)):
+        if (known := words.get(name)) and value not in known:
+            raise ValueError(f"{name}={value!r}: expected {'one of ' * (len(known) > 1)}{', '.join(map(str, known))} with data={p.data!r}")
+        if name in least and not least[name] <= value <= most.get(name, 1e9):
+            raise ValueError(f"{name}={value!r}: expected a value from {least[name]} to {most.get(name, 1e9):g}")
+    if len(p.size) != 2 or min(p.size) < 1 or len(p.channels) < (1 if p.backbone == "swin" else len(p.layers)) or not p.layers or min(*p.channels, *p.layers) < 1:
+        raise ValueError(f"size={p.size}, channels={p.channels}, layers={p.layers}: expected two sides, and channels and blocks for each stage")
+
 # %% ../../nbs/depth/diffusiondepth.ipynb #experiment
 UNSEEN = 987654  # seed of the rooms that all runs are measured on: Eigen's
 
 
 def experiment(preset: DiffusionDepthPreset, seed: int, device: torch.device) -> dict:
     """Train as the preset says and measure: rooms, NYU Depth v2 or KITTI."""
+    require_sound(preset)
     return (rooms_experiment if preset.data == "rooms" else recorded_experiment)(preset, seed, device)
 
 
@@ -492,111 +605,3 @@ def evaluate_recorded(model: DiffusionDepth, frames: Recorded, device: torch.dev
     if not rows:
         raise ValueError(f"{frames.name}: none of {len(frames)} frames has a pixel that {', '.join(rules)} counts")
     return {k: float(np.mean(v)) for k, v in rows.items()} | {"frames_skipped": float(len(frames) - min(map(len, rows.values())))}
-
-# %% ../../nbs/depth/diffusiondepth.ipynb #paper
-@dataclass(frozen=True, kw_only=True)
-class DiffusionDepthPreset(Preset):
-    size: tuple[int, ...] = (96, 128)  # rows and columns of a picture
-    shrink: int = 2  # the network works on pictures shrunk by this
-    frames: int = 1024  # training rooms
-    test_frames: int = 500
-    truth: str = "dense"  # dense, sparse (a share of the pixels) or lidar (scan lines)
-    share: float = 0.05  # of pixels with a known depth, where sparse
-    lines: int = 8  # of the scanner, where lidar
-    backbone: str = "res"  # res, swin or lite
-    channels: tuple[int, ...] = (24, 48, 96, 128)  # of its stages
-    layers: tuple[int, ...] = (1, 1, 1, 1)  # blocks of each stage
-    fpn_dim: int = 24  # channels of the condition
-    latent_dim: int = 4
-    hidden: int = 32  # channels inside the denoiser
-    variant: str = "res"  # denoiser: res or swin as released, note as the note describes it
-    last: str = "velocity"  # what its output is: relu (noise, as released), linear, velocity, direct
-    latent_scale: int = 4  # side of the shrunk picture over that of the latent
-    method: str = "diffusion"  # diffusion, regression or bins
-    bins: int = 64  # classes of log depth, for bins
-    diffusion: str = "self"  # what is noised in training: the network's own result (self) or encoded truth (gt)
-    target: str = "noise"  # of the denoising loss: noise, noise-capped or previous
-    unroll: bool = True  # gradients through all steps of the sampler, as released
-    sample_steps: int = 20
-    weight_ddim: float = 1.0
-    weight_pixel: float = 1.0
-    weight_latent: float = 0.0
-    pixel_form: str = "log"  # of the pixel loss: log, printed or release
-    lam: float = 0.5
-    steps: int
-    batch_size: int = 8
-    lr: float = 3e-3
-    schedule: str = "cycle"  # one cycle, or the release's steps
-    backbone_rate: float = 1.0  # factor on the backbone's learning rate
-    spread_frames: int = 48  # pictures that the spread over seeds is measured on
-    timed: bool = True  # seconds, and what Eigen's recorded runs reached, among the metrics
-
-    def __post_init__(self):
-        words = {"data": ("rooms", "nyu", "kitti"), "truth": ("dense", "sparse", "lidar"), "backbone": ("res", "swin", "lite"), "variant": ("res", "swin", "note"),
-                 "last": ("relu", "linear", "velocity", "direct"), "method": ("diffusion", "regression", "bins"), "diffusion": ("self", "gt"), "latent_scale": (2, 4),
-                 "target": ("noise", "noise-capped", "previous"), "pixel_form": ("log", "printed", "release"), "schedule": ("cycle", "release")}
-        words |= {"size": ((96, 128),)} if self.data == "rooms" else {"truth": ("dense",), "method": ("diffusion",)}
-        least = {n: 1 for n in ("shrink", "frames", "lines", "fpn_dim", "latent_dim", "hidden", "sample_steps", "steps")} | {
-            "test_frames": 2, "spread_frames": 2, "batch_size": 2, "bins": 2, **{n: 0 for n in ("weight_ddim", "weight_pixel", "weight_latent", "backbone_rate", "share", "lam", "lr")}}
-        most = {"share": 1, "lam": 1, "sample_steps": 1000}
-        for name, value in ((n, getattr(self, n)) for n in (*words, *least)):
-            if (known := words.get(name)) and value not in known:
-                raise ValueError(f"{name}={value!r}: expected {'one of ' * (len(known) > 1)}{', '.join(map(str, known))} with data={self.data!r}")
-            if name in least and not least[name] <= value <= most.get(name, 1e9):
-                raise ValueError(f"{name}={value!r}: expected a value from {least[name]} to {most.get(name, 1e9):g}")
-        if len(self.size) != 2 or min(self.size) < 1 or len(self.channels) < (1 if self.backbone == "swin" else len(self.layers)) or not self.layers or min(*self.channels, *self.layers) < 1:
-            raise ValueError(f"size={self.size}, channels={self.channels}, layers={self.layers}: expected two sides, and channels and blocks for each stage")
-
-
-_SHORT = "frames=1024, steps=800"  # what every comparison changes, so that a run takes minutes
-_SPARSE, _LIDAR, _GT = f"{_SHORT}, truth='sparse'", f"{_SHORT}, truth='lidar'", "frames=1024, diffusion='gt', steps=1600"
-_LOST = lambda metric, truth: f"{metric}({_SHORT}, truth='{truth}') / {metric}({_SHORT})"
-_LOST_GT = lambda metric, truth: f"{metric}({_GT}, truth='{truth}') / {metric}({_GT})"
-_REGRESSION, _BINS = "frames=1024, method='regression', steps=2100", "frames=1024, method='bins', steps=1600"
-
-PAPER = Paper(
-    slug="diffusiondepth", family="depth", title="DiffusionDepth: Diffusion Denoising Approach for Monocular Depth Estimation", title_zh="扩散深度：用扩散去噪做单目深度估计",
-    authors=("Yiqun Duan", "Xianda Guo", "Zheng Zhu"), year=2024, venue="ECCV", url="https://arxiv.org/abs/2303.05021",
-    official_code="https://github.com/duanyiqun/DiffusionDepth, by the authors; read for key names, sizes and constants at e1ca9d5, nothing was copied", licence="Apache-2.0 (official code); ours: Apache-2.0",
-    model="DiffusionDepth",
-    presets={
-        "smoke": DiffusionDepthPreset(data="rooms", frames=160, test_frames=32, steps=50, spread_frames=4, timed=False, time="under a minute on one CPU core", memory="1 GB", hardware="CPU"),
-        "small": DiffusionDepthPreset(data="rooms", frames=3072, steps=2400, time="5 minutes on an idle CPU core, 10 on a busy one", memory="2 GB", hardware="CPU or GPU"),
-        "paper": DiffusionDepthPreset(data="kitti", size=(352, 906), shrink=1, backbone="swin", channels=(192,), layers=(2, 2, 18, 2), fpn_dim=256, latent_dim=16, hidden=64, latent_scale=2, variant="swin", last="relu",
-                                      pixel_form="release", steps=88000, batch_size=8, lr=1e-3, schedule="release", backbone_rate=0.1, time="not measured", memory="not measured", hardware="GPU, several"),
-    },
-    claims=(
-        Claim("self-sparse", "With a twentieth of the truth, self-diffusion loses less of its relative error than diffusion of the truth does", "section on self-diffusion", "abs_rel", "unseen rooms, 5 % of pixels",
-              ours=f"{_LOST('abs_rel', 'sparse')} - {_LOST_GT('abs_rel', 'sparse')}", trend=f"{_LOST('abs_rel', 'sparse')} < {_LOST_GT('abs_rel', 'sparse')}"),
-        Claim("self-lidar", "The same where the truth stands on a scanner's lines", "section on self-diffusion", "abs_rel", "unseen rooms, lines of a scanner",
-              ours=f"{_LOST('abs_rel', 'lidar')} - {_LOST_GT('abs_rel', 'lidar')}", trend=f"{_LOST('abs_rel', 'lidar')} < {_LOST_GT('abs_rel', 'lidar')}"),
-        Claim("dense-comparable", "On dense truth the two are comparable: abs rel within a tenth", "ablation", "abs_rel", "unseen rooms", ours=f"abs_rel({_GT}) / abs_rel({_SHORT})", trend=f"0.9 < abs_rel({_GT}) / abs_rel({_SHORT}) < 1.1"),
-        Claim("edges", "Its boundaries are sharper than those of Eigen's net: F1 cell by cell, both at `small`", "our target", "boundary_f1", "500 unseen rooms", ours="boundary_f1 - eigen_boundary_f1", trend="boundary_f1 > eigen_boundary_f1",
-              caveat="Eigen's runs had about twice the time"),
-        Claim("edges-equal-time", "The same where both had minutes", "our target", "boundary_f1", "500 unseen rooms", ours=f"boundary_f1({_SHORT}) - eigen_short_boundary_f1({_SHORT})", trend=f"boundary_f1({_SHORT}) > eigen_short_boundary_f1({_SHORT})"),
-        Claim("beats-eigen", "It beats Eigen's `small` in delta_1", "our target", "delta_1", "500 unseen rooms", ours="delta_1 - eigen_delta_1", trend="delta_1 > eigen_delta_1", caveat="Eigen's runs had about twice the time"),
-        Claim("beats-eigen-equal-time", "It beats Eigen's short runs in delta_1 where both had minutes", "our target", "delta_1", "500 unseen rooms", ours=f"delta_1({_SHORT}) - eigen_short_delta_1({_SHORT})", trend=f"delta_1({_SHORT}) > eigen_short_delta_1({_SHORT})"),
-        Claim("beats-mean", "It beats the mean-depth map on rooms that it has not seen", "our target", "delta_1", "500 unseen rooms", ours="delta_1 - mean_delta_1", trend="delta_1 > mean_delta_1 and silog < mean_silog"),
-        Claim("bins-flat", "Discrete depth makes plateaus where surfaces slant", "the note, 2.3", "plateau_share", "unseen rooms", ours=f"plateau_share({_BINS}) - plateau_share({_SHORT})", trend=f"plateau_share({_BINS}) > plateau_share({_SHORT}) + 0.1"),
-        Claim("bins-blur", "Discrete depth blurs: at equal time its boundaries are found less well", "the note, 2.3", "boundary_f1", "unseen rooms", ours=f"boundary_f1({_BINS}) - boundary_f1({_SHORT})", trend=f"boundary_f1({_BINS}) < boundary_f1({_SHORT})"),
-        Claim("regression-overfits", "Regression with the same networks overfits more at equal time: the gap of abs rel between seen and unseen rooms", "the note, 2.1", "abs_rel", "seen and unseen rooms",
-              ours=f"(abs_rel({_REGRESSION}) - train_abs_rel({_REGRESSION})) - (abs_rel({_SHORT}) - train_abs_rel({_SHORT}))", trend=f"abs_rel({_REGRESSION}) - train_abs_rel({_REGRESSION}) > abs_rel({_SHORT}) - train_abs_rel({_SHORT})"),
-        Claim("regression-details", "Regression with the same networks has less satisfying details at equal time", "the note, 2.1", "boundary_f1", "unseen rooms", ours=f"boundary_f1({_REGRESSION}) - boundary_f1({_SHORT})", trend=f"boundary_f1({_REGRESSION}) < boundary_f1({_SHORT})"),
-        Claim("fewer-steps", "10 steps instead of the 20 that it was trained with degrade it", "ablation", "abs_rel", "unseen rooms", ours="abs_rel_10_steps / abs_rel_20_steps", trend="abs_rel_10_steps > abs_rel_20_steps and silog_10_steps > silog_20_steps"),
-        Claim("retrained", "Trained with 10 steps, 10 steps recover what was lost: abs rel within 5 % of 20 steps", "ablation", "abs_rel", "unseen rooms", ours=f"abs_rel_10_steps({_SHORT}, sample_steps=10) / abs_rel_20_steps({_SHORT})",
-              trend=f"abs_rel_10_steps({_SHORT}, sample_steps=10) < 1.05 * abs_rel_20_steps({_SHORT}) and abs_rel_10_steps({_SHORT}, sample_steps=10) < abs_rel_10_steps({_SHORT})"),
-        Claim("spread-tells", "The spread over seeds tells where the error is: rank correlation over pixels above 0.2", "our question", "spearman", "unseen rooms", ours="spearman", trend="spearman > 0.2"),
-        Claim("targets", "The note's target, the next latent, and the code's, the noise, train equally well: delta_1 within 0.02", "the note, 4.23", "delta_1", "unseen rooms", ours=f"delta_1({_SHORT}, target='previous') - delta_1({_SHORT})",
-              trend=f"abs(delta_1({_SHORT}, target='previous') - delta_1({_SHORT})) < 0.02"),
-        Claim("relu-floor", "With the release's last ReLU the denoising loss stays at 0.5 or above", "issue 15 of the release", "denoising_loss", "training rooms", ours=f"loss_ddim({_SHORT}, last='relu')", trend=f"loss_ddim({_SHORT}, last='relu') > 0.47 > loss_ddim({_SHORT})",
-              caveat="a mean over the last 40 steps, so 0.03 of slack"),
-        Claim("kitti", "KITTI, Eigen split, up to 80 m", "as quoted by a summary of the paper", "abs_rel", "KITTI Eigen, Garg's crop", ours="kitti_garg_abs_rel", paper=0.050, tolerance=0.002),
-        Claim("kitti-delta", "KITTI, Eigen split, up to 80 m", "as quoted by CrossFlow, Table 5", "delta_1", "KITTI Eigen, Garg's crop", ours="kitti_garg_delta_1", paper=0.977, tolerance=0.003),
-        Claim("nyu", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "abs_rel", "NYU Depth v2, 654 pictures", ours="nyu_abs_rel(data='nyu', size=(228, 304))", paper=0.085, tolerance=0.003),
-        Claim("nyu-delta", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "delta_1", "NYU Depth v2, 654 pictures", ours="nyu_delta_1(data='nyu', size=(228, 304))", paper=0.939, tolerance=0.005),
-    ),
-    deviations=("smoke and small: pictures of half the size (48 x 64), a trunk of four small residual stages, latents of a quarter of that in 4 channels, velocity instead of noise as the network's output, AdamW with one cycle",
-                "smoke and small: the pixel loss is Eigen's with lambda 0.5; the paper does not give its lambda, nor the weights of its losses",
-                "diffusion of the truth trains its encoder as part of an autoencoder; in the release no gradient reaches the encoder",
-                "paper: no HAHI neck (in the release only its convolutions act), one picture crop for all frames, and on NYU the 795 labelled frames",
-                "all: random start, where the paper's Swin backbone was trained on ImageNet"))

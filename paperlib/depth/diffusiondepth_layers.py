@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 
 # %% auto #0
-__all__ = ['LAST', 'DDIMSchedule', 'load_official', 'Denoiser', 'finish', 'ConditionedBlock', 'DepthCodec', 'to_depth',
+__all__ = ['LAST', 'DDIMSchedule', 'load_official', 'finish', 'Denoiser', 'ConditionedBlock', 'DepthCodec', 'to_depth',
            'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck', 'DepthHead']
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #schedule
@@ -114,7 +114,7 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor], dead: Sequence[
     model.load_state_dict(state)
     return model.eval()
 
-# %% ../../nbs/depth/diffusiondepth_layers.ipynb #denoiser
+# %% ../../nbs/depth/diffusiondepth_layers.ipynb #denoiser-parts
 LAST = ("relu", "linear", "velocity", "direct")  # what a denoiser's output is: noise, as released or signed; velocity; the latent itself
 
 
@@ -135,6 +135,16 @@ class _Fuse(nn.Module):
         return self.convB["conv"](self.convA["conv"](up + noise))
 
 
+def finish(net: nn.Module, raw: Tensor, x_t: Tensor, alpha_bar: Tensor | None) -> Tensor:
+    """Turn a network's output into predicted noise, by what ``net.last`` says that it is."""
+    if net.last in ("relu", "linear"):
+        return raw
+    if alpha_bar is None:
+        raise ValueError(f"{type(net).__name__}: last={net.last!r} needs alpha_bar")
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    return noise * x_t + signal * raw if net.last == "velocity" else (x_t - signal * raw) / noise
+
+# %% ../../nbs/depth/diffusiondepth_layers.ipynb #denoiser
 class Denoiser(nn.Module):
     """Predict the noise in a latent depth map, given features of the picture: the release's network, with its key names.
 
@@ -223,16 +233,6 @@ class Denoiser(nn.Module):
     def to_official(self) -> dict[str, Tensor]:
         """Return the state under official keys."""
         return dict(self.state_dict())
-
-
-def finish(net: nn.Module, raw: Tensor, x_t: Tensor, alpha_bar: Tensor | None) -> Tensor:
-    """Turn a network's output into predicted noise, by what ``net.last`` says that it is."""
-    if net.last in ("relu", "linear"):
-        return raw
-    if alpha_bar is None:
-        raise ValueError(f"{type(net).__name__}: last={net.last!r} needs alpha_bar")
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    return noise * x_t + signal * raw if net.last == "velocity" else (x_t - signal * raw) / noise
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #mcdb
 def _bottleneck(channels_in: int, channels: int, channels_out: int) -> nn.Sequential:
