@@ -25,10 +25,11 @@ from .diffusiondepth_layers import ConditionedBlock, DDIMSchedule, Denoiser, Dep
 from .eigen import LAYOUTS, augment, targets
 
 # %% auto #0
-__all__ = ['REGION', 'UNSEEN', 'pixel_loss', 'release_losses', 'release_scores', 'ddim_term', 'trunk', 'require_pictures',
-           'whole', 'DiffusionDepth', 'Training', 'training_set', 'Jitter', 'Augment', 'optimizer_of', 'build', 'train',
-           'predict', 'rooms_scores', 'rooms_edges', 'plateau_share', 'seed_spread', 'require_sound', 'experiment',
-           'rooms_experiment', 'eigen_twin', 'recorded_experiment', 'evaluate_recorded']
+__all__ = ['REGION', 'PAPER', 'UNSEEN', 'pixel_loss', 'release_losses', 'release_scores', 'ddim_term', 'trunk',
+           'require_pictures', 'whole', 'DiffusionDepth', 'Training', 'training_set', 'Jitter', 'Augment',
+           'optimizer_of', 'build', 'train', 'predict', 'rooms_scores', 'rooms_edges', 'plateau_share', 'seed_spread',
+           'DiffusionDepthPreset', 'require_sound', 'experiment', 'rooms_experiment', 'eigen_twin',
+           'recorded_experiment', 'evaluate_recorded']
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #pixel-loss
 def pixel_loss(log_pred: Tensor, target: Tensor, mask: Tensor, lam: float = 0.85, form: str = "log") -> Tensor:
@@ -451,7 +452,8 @@ class DiffusionDepthPreset(Preset):
     sample_steps: int = 20
     weight_ddim: float = 1.0
     weight_pixel: float = 1.0
-    weight_latent: float = 0.0 pixel_form: str = "log"  # of the pixel loss: log, printed or release
+    weight_latent: float = 0.0
+    pixel_form: str = "log"  # of the pixel loss: log, printed or release
     lam: float = 0.5
     steps: int
     batch_size: int = 8
