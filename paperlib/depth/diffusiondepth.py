@@ -209,6 +209,7 @@ class DiffusionDepth(nn.Module):
     def log_depth(self, latent: Tensor, size: Sequence[int]) -> Tensor:
         """Return log depth (B, 1, *size) of latents: minus the decoder's output, or the centre of the likeliest class."""
         z = self.head.codec.logits(latent)[..., :size[0], :size[1]]
+        z = z.float() if z.dtype == torch.bfloat16 else z
         return self.centres[z.argmax(1, keepdim=True)] if self.method == "bins" else -z.clamp(-math.log(1 / self.head.codec.eps - 1), 20)
 
     def forward(self, rgb: Tensor, steps: int | None = None, x_T: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -232,10 +233,9 @@ class DiffusionDepth(nn.Module):
         require_pictures(rgb)
         small = self.small(rgb)
         drawn = self.noise_like(small, generator)
-        x_T = drawn if x_T is None else x_T
-        if x_T.shape != drawn.shape:
+        if x_T is not None and x_T.shape != drawn.shape:
             raise ValueError(f"DiffusionDepth: expected x_T {tuple(drawn.shape)}, got {tuple(x_T.shape)}")
-        latent = self.head.sample(self.condition(small), x_T, self.steps if steps is None else steps) if self.method == "diffusion" else self.one_pass(self.condition(small), small)
+        latent = self.head.sample(self.condition(small), drawn if x_T is None else x_T, self.steps if steps is None else steps) if self.method == "diffusion" else self.one_pass(self.condition(small), small)
         depth = self.log_depth(latent, small.shape[-2:]).exp()
         return depth.repeat_interleave(self.shrink, 2).repeat_interleave(self.shrink, 3)[..., :rgb.shape[2], :rgb.shape[3]]
 

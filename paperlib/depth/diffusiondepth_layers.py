@@ -72,13 +72,13 @@ class DDIMSchedule:
         a = self.alpha_bar(t, x_t)
         return (x_t - (1 - a).sqrt() * eps_hat) / a.sqrt()
 
-    def step(self, eps_hat: Tensor, t: Tensor | int, t_prev: Tensor | int, x_t: Tensor, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    def step(self, eps_hat: Tensor, t: Tensor | int, t_prev: Tensor | int | None, x_t: Tensor, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
         """Return x at ``t_prev`` from x at ``t`` and the noise predicted there (p_sample).
 
         Parameters
         ----------
         eps_hat, x_t : (B, ...)
-        t, t_prev : times; below 0 means no noise is left
+        t, t_prev : times; None, or one below 0, means that no noise is left
         eta : 0 is DDIM, 1 the ancestral sampler
         noise : (B, ...) standard normal; needed where eta > 0
 
@@ -89,6 +89,7 @@ class DDIMSchedule:
         """
         if eta and noise is None:
             raise ValueError(f"step: eta={eta} needs noise")
+        t_prev = -1 if t_prev is None else t_prev
         if bool((torch.as_tensor(t_prev) >= torch.as_tensor(t)).any()):
             raise ValueError(f"step: expected t_prev before t, got {t_prev} and {t}")
         a, b = self.alpha_bar(t, x_t), self.alpha_bar(t_prev, x_t)
