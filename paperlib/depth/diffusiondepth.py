@@ -476,7 +476,7 @@ PAPER = Paper(
     official_code="https://github.com/duanyiqun/DiffusionDepth, by the authors; read for key names, sizes and constants at e1ca9d5, nothing was copied", licence="Apache-2.0 (official code); ours: Apache-2.0",
     model="DiffusionDepth",
     presets={
-        "smoke": DiffusionDepthPreset(data="rooms", frames=160, test_frames=32, steps=50, spread_frames=4, timed=False, time="under a minute on one CPU core", memory="1 GB", hardware="CPU"),
+        "smoke": DiffusionDepthPreset(data="rooms", frames=256, test_frames=32, steps=160, spread_frames=4, timed=False, time="under a minute on one CPU core", memory="1 GB", hardware="CPU"),
         "small": DiffusionDepthPreset(data="rooms", frames=3072, steps=2400, time="5 minutes on an idle CPU core, 10 on a busy one", memory="2 GB", hardware="CPU or GPU"),
         "paper": DiffusionDepthPreset(data="kitti", size=(352, 906), shrink=1, backbone="swin", channels=(192,), layers=(2, 2, 18, 2), fpn_dim=256, latent_dim=16, hidden=64, latent_scale=2, variant="swin", last="relu", pixel_form="release", steps=88000, batch_size=8, lr=1e-3, schedule="release", backbone_rate=0.1, time="not measured", memory="not measured", hardware="GPU, several"),
     },
