@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, clone
 
 import paperlib
 from paperlib.core.data import dataset
-from paperlib.depth import eigen, perspective
+from paperlib.core.paper import override
+from paperlib.depth import diffusiondepth, eigen, perspective
 from paperlib.masked import mae
 from paperlib.sequence import phydnet, simvp, swinlstm, visionts
 from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
@@ -42,12 +43,23 @@ class EstimatorCase:
     short: dict
 
 
+DENOISING = override(diffusiondepth.PAPER.presets["smoke"], {"diffusion": "gt", "sample_steps": 2, "channels": (8, 8, 8, 8), "fpn_dim": 8, "hidden": 8})
+
+
+def denoising_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Return DiffusionDepth's loss at the same times and noise whenever it is called; truth is diffused, so that the encoder learns too."""
+    torch.manual_seed(0)
+    return diffusiondepth.Training(model, DENOISING)(*batch)[0]
+
+
 CASES = {
     "bayesr": Case(lambda: bayesr.warm_start(bayesr.BayeSR(2, 1, 4, 1, 8), 1e6), lambda: (torch.rand(2, 1, 12, 12), torch.rand(2, 1, 24, 24)),
                    lambda model, batch: (lambda q: bayesr.variational_loss(q, bayesr.Prior()) + bayesr.self_loss(batch[1], q))(model.posterior(batch[0])),
                    {"steps": 3, "batch_size": 2, "width": 4}, output=lambda q: q.mean),
     "depthsr": Case(lambda: depthsr.ProgressiveSR(4, widths=(8, 4), residual=False), lambda: (torch.rand(4, 1, 16, 16), torch.rand(4, 1, 64, 64)), depthsr.chain_loss,
                     {"steps": 4, "batch_size": 2, "maps": 2, "patches": 50, "widths": (4, 2), "energy": False}),
+    "diffusiondepth": Case(lambda: diffusiondepth.build(DENOISING)[0], lambda: (torch.rand(4, 3, 96, 128), 1 + 4 * torch.rand(4, 1, 96, 128)), denoising_loss,
+                           {"steps": 1, "frames": 8, "test_frames": 4, "batch_size": 2, "spread_frames": 2, "sample_steps": 2}),
     "eigen": Case(lambda: eigen.MultiScaleDepthNet("rooms", 0.05, "batch", dropout=0.0), lambda: (torch.rand(4, 3, 96, 128), 1 + 4 * torch.rand(4, 1, 22, 30)),
                   lambda model, batch: eigen.scale_invariant_loss(model(batch[0]), batch[1]),
                   {"frames": 16, "test_frames": 8, "steps_coarse": 2, "steps_fine": 1, "batch_size": 4, "width": 0.05}),

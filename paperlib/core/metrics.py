@@ -594,6 +594,8 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "overshoot": "mean distance, grey levels, by which a map leaves the range of the truth around a pixel",
     "class_recall": "share of a class's pixels that are found, averaged over the classes",
     "shift_agreement": "share of pixels whose depth level falls by as many steps as the picture was enlarged by",
+    "plateau_share": "share of slanted neighbours that a predicted depth map makes flat",
+    "denoising_loss": "mean squared error of predicted noise in training, last twentieth of the steps",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric

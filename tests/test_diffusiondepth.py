@@ -1,0 +1,248 @@
+"""DiffusionDepth 2024: the released code's numbers, sizes, odd shapes, losses, the experiment on recorded frames, and input that should be refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import paperlib
+from paperlib.core.paper import override
+from paperlib.core.scenes import Camera, Frames, Recorded
+from paperlib.depth import diffusiondepth as D
+from paperlib.depth.diffusiondepth import (
+    PAPER,
+    DDIMSchedule,
+    Denoiser,
+    DepthCodec,
+    DepthHead,
+    DiffusionDepth,
+    ResBackbone,
+    SwinBackbone,
+    Training,
+)
+from paperlib.depth.diffusiondepth_layers import ConditionedBlock, PyramidNeck
+
+TINY = {"frames": 8, "test_frames": 4, "steps": 1, "batch_size": 2, "spread_frames": 2, "sample_steps": 2}
+
+
+def golden(shared, case):
+    path = shared / "golden" / f"diffusiondepth__{case}.npz"
+    arrays, card = np.load(path), json.loads(path.with_suffix(".json").read_text())
+    part = lambda kind: {k[len(kind) + 1:]: torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(kind + ".")}
+    def check(found, name):
+        off = (found - part("output")[name]).abs().max().item()
+        assert off <= card["suggested_atol"][name], f"{case} {name}: {off:.3g}"
+    return card["config"], part("state"), part("input"), check
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["swin", "res"])
+def test_golden_denoisers(shared, variant):
+    config, state, given, check = golden(shared, f"denoiser_{variant}")
+    model = Denoiser.from_official(state, variant=variant, channels_in=config["channels_in"], channels_noise=config["channels_noise"])
+    check(model(given["noisy_image"], given["t"], given["feat"]), "eps_t_vector")
+    check(model(given["noisy_image"], given["t_scalar"], given["feat"]), "eps_t_scalar")
+    assert model.to_official().keys() == state.keys()
+
+
+@pytest.mark.parametrize("variant", ["swin", "res"])
+def test_golden_gradients(shared, variant):
+    _, state, given, _ = golden(shared, f"denoiser_{variant}")
+    norms = json.loads((shared / "golden" / f"diffusiondepth__denoiser_{variant}.json").read_text())["grad"]["l2_norm"]
+    model = Denoiser.from_official(state, variant).double()
+    (0.5 * model(given["noisy_image"].double(), given["t"], given["feat"].double()).square().mean()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad.norm().item() == pytest.approx(norms[name], rel=1e-6), name
+
+
+@torch.no_grad()
+def test_golden_codec_backbone_and_head(shared):
+    config, state, given, check = golden(shared, "depth_transform")
+    codec = DepthCodec.from_official(state, **config["depth_transform_cfg"])
+    check(codec.encode(given["depth"]), "t")
+    check(codec.decode(given["latent"]), "inv_t")
+    config, state, given, check = golden(shared, "mmbev_resnet")
+    for i, feature in enumerate(ResBackbone.from_official(state, **config["backbone"])(given["x"])):
+        check(feature, f"feat{i}")
+    config, state, given, check = golden(shared, "head_res")
+    head = DepthHead.from_official(state, in_channels=config["in_channels"], fpn_dim=config["fpn_dim"], depth_feature_dim=config["depth_feature_dim"])
+    c = head.neck([given[f"fp{i}"] for i in range(4)])
+    x0 = head.sample(c, given["x_T"], config["inference_steps"])
+    check(x0, "refined_latent_x0")
+    check(head.codec.decode(x0), "pred")
+    check(head.codec.encode(given["gt_depth_map"]), "gt_map_t")
+    check(head.ddim_loss(x0, c, given["ddim_noise"], given["ddim_timesteps"]), "ddim_loss")
+
+
+def test_golden_schedule(shared):
+    config, _, given, check = golden(shared, "ddim_eta0_20")
+    schedule, x, prev, clean = DDIMSchedule(), given["x_T"], [], []
+    check(schedule.betas, "betas")
+    check(schedule.alphas_cumprod, "alphas_cumprod")
+    times = schedule.timesteps(config["num_inference_steps"]).tolist()
+    for out, t, t_prev in zip(given["model_outputs"], times, [*times[1:], -1]):
+        clean.append(schedule.predict_x0(out, t, x))
+        prev.append(x := schedule.step(out, t, t_prev, x))
+    check(torch.stack(prev), "prev_samples")
+    check(torch.stack(clean), "pred_original_samples")
+    check(schedule.add_noise(given["x0"], given["noise"], given["timesteps"]), "add_noise")
+    check(schedule.velocity(given["x0"], given["noise"], given["timesteps"]), "velocity")
+
+
+def test_golden_losses_and_scores(shared):
+    _, _, given, check = golden(shared, "losses_metrics")
+    found = D.release_losses(given["pred"], given["gt"])
+    for name in ("l1", "l2", "sig"):
+        check(found[name], name)
+    check(D.release_losses(given["pred"], given["gt"], sig_max_depth=88.0)["sig"], "sig_max_depth")
+    check(torch.stack(list(D.release_scores(given["pred"], given["gt"]).values())), "metric")
+
+
+@pytest.mark.parametrize("eta, steps", [(0.0, 20), (0.0, 7), (1.0, 15), (0.5, 50)])
+def test_schedule_equals_diffusers(eta, steps):
+    diffusers = pytest.importorskip("diffusers")
+    theirs, ours = diffusers.DDIMScheduler(clip_sample=False), DDIMSchedule()
+    theirs.set_timesteps(steps)
+    assert theirs.timesteps.tolist() == ours.timesteps(steps).tolist()
+    x, g = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    for t in theirs.timesteps.tolist():
+        eps, noise = torch.randn(x.shape, generator=g), torch.randn(x.shape, generator=g)
+        a, b = theirs.step(eps, t, x, eta=eta, variance_noise=noise).prev_sample, ours.step(eps, t, t - 1000 // steps, x, eta, noise)
+        assert (a - b).abs().max() <= 1e-6 * max(1, a.abs().max())
+        x = b
+
+
+def test_published_constants_of_the_schedule():
+    schedule = DDIMSchedule()
+    for t, a in {0: 0.9999, 50: 0.9699514936, 100: 0.8951415909, 250: 0.5214230306, 500: 0.07779665837, 950: 1.060418e-4, 999: 4.035830e-5}.items():
+        assert schedule.alphas_cumprod[t].item() == pytest.approx(a, rel=2e-5)
+    x0 = schedule.predict_x0(torch.tensor(0.3), 500, torch.tensor(1.0))
+    assert x0.item() == pytest.approx(2.552361, abs=2e-5)
+    assert schedule.step(torch.tensor(0.3), 500, 450, torch.tensor(1.0)).item() == pytest.approx(1.185908, abs=2e-5)
+    one = DDIMSchedule(10, 0.1, 0.1)
+    assert torch.allclose(one.alphas_cumprod, 0.9 ** torch.arange(1.0, 11))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [{}, {"variant": "note", "latent_scale": 2}, {"variant": "swin", "latent_scale": 2, "backbone": "swin", "channels": (32,)},
+                                    {"method": "regression"}, {"method": "bins", "bins": 8}, {"shrink": 2}, {"last": "relu"}, {"last": "linear"}, {"last": "direct"}])
+@pytest.mark.parametrize("size", [(33, 46), (40, 64)])
+def test_every_variant_takes_any_size(config, size):
+    base = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1), "fpn_dim": 16, "latent_dim": 4, "hidden": 8, "steps": 2}
+    torch.manual_seed(0)
+    model = DiffusionDepth(**(base | config)).eval()
+    depth = model(torch.rand(2, 3, *size))
+    assert depth.shape == (2, 1, *size) and depth.isfinite().all() and (depth > 0).all()
+    if model.method == "diffusion":
+        a, b = (model(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)), generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+        assert not torch.equal(a, b)
+
+
+def test_shrinking_keeps_pixels_where_they_are():
+    model = DiffusionDepth(channels=(8, 8), layers=(1, 1), fpn_dim=8, hidden=8, latent_scale=2, shrink=2)
+    rgb = torch.arange(4.0 * 6).view(1, 1, 4, 6).expand(1, 3, 4, 6) / 24
+    assert torch.allclose(model.small(rgb)[0, 0, 0, 0], rgb[0, 0, :2, :2].mean())
+    depth = torch.arange(1.0, 36).view(1, 1, 5, 7)
+    assert torch.equal(model.small_depth(depth)[0, 0, :2, :3], depth[0, 0, 1::2, 1::2]) and model.small_depth(depth).shape == (1, 1, 3, 4)
+
+
+def test_swin_backbone_sees_every_pixel_and_shifts():
+    model = SwinBackbone(16, (2, 1), (1, 2), 4, 0.0).eval()
+    x = torch.rand(1, 3, 38, 50, requires_grad=True)
+    features = model(x)
+    assert [tuple(f.shape[1:]) for f in features] == [(16, 10, 13), (32, 5, 7)]
+    features[0][0, 0, 4, 4].backward()
+    seen = x.grad.abs().sum((0, 1)) > 0
+    assert seen[:32, :32].all() and not seen[:, 32:].any() and not seen[32:].any()  # the shifted window of tokens 2 to 5, each of which saw its own window
+
+
+def test_gradients_follow_the_sampler_and_self_diffusion_leaves_the_encoder_alone():
+    rgb, depth = torch.rand(2, 3, 96, 128), 1 + torch.rand(2, 1, 96, 128)
+    for diffusion, trained in (("self", False), ("gt", True)):
+        preset = override(PAPER.presets["smoke"], TINY | {"diffusion": diffusion})
+        net = Training(D.build(preset)[0], preset)
+        net(rgb, depth)[0].backward()
+        assert (net.model.head.codec.conv_transform[0][0].weight.grad is not None) == trained
+        assert net.model.backbone.layers[0][0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_masked_pixels_change_nothing():
+    preset = override(PAPER.presets["smoke"], TINY | {"method": "regression", "shrink": 1})
+    torch.manual_seed(0)
+    net = Training(D.build(preset)[0], preset).eval()
+    rgb, depth = torch.rand(2, 3, 96, 128), 1 + torch.rand(2, 1, 96, 128)
+    log, mask = torch.randn(2, 1, 96, 128), torch.rand(2, 1, 96, 128) < 0.3
+    for form in ("log", "printed"):
+        assert torch.equal(D.pixel_loss(log, depth, mask, form=form), D.pixel_loss(log.where(mask, torch.tensor(math.nan)), depth.where(mask, -1.0), mask, form=form))
+    assert D.pixel_loss(log, depth, torch.zeros_like(mask)).tolist() == [0, 0]
+    assert net(rgb, depth * 0)[0].isfinite()  # a batch without any truth trains nothing, and stops nothing
+
+
+def test_training_sets_keep_the_picture_and_lose_only_depth():
+    preset = override(PAPER.presets["smoke"], TINY)
+    for truth, low, high in (("sparse", 0.04, 0.06), ("lidar", 0.02, 0.12)):
+        data, full = D.training_set(override(preset, {"truth": truth}), 0)
+        known = data.depth > 0
+        assert low < known.float().mean() < high and torch.equal(data.rgb, full.rgb)
+        assert (data.depth[known].float() / full.depth[known].float()).log().abs().max() < 0.2  # the scanner errs by centimetres
+
+
+def test_plateaus_are_counted_where_truth_slants():
+    truth = torch.linspace(0, 0.3, 16).exp().view(1, 1, 1, 16).expand(1, 1, 16, 16).contiguous()
+    steps = ((truth.log() / 0.1).floor() * 0.1).exp()
+    assert D.plateau_share(truth, truth, 1).item() == 0 and D.plateau_share(steps, truth, 1).item() == pytest.approx(13 / 15, abs=0.08)
+    with pytest.raises(ValueError, match="no slanted"):
+        D.plateau_share(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), 1)
+
+
+def room_frames(n, H, W):
+    def read(i):
+        g = torch.Generator().manual_seed(int(i))
+        depth = 1 + 4 * torch.rand(1, 1, H, W, generator=g)
+        return Frames(torch.rand(1, 3, H, W, generator=g), depth, depth > 1.1, Camera(torch.eye(3)[None], torch.eye(4)[None], H, W), names=(str(i),))
+    return Recorded("made up", tuple(map(str, range(n))), read, "none")
+
+
+@pytest.mark.parametrize("data, H, W, protocols", [("nyu", 480, 640, ("nyu",)), ("kitti", 375, 1242, ("kitti_garg", "kitti_eigen"))])
+def test_recorded_frames_are_trained_and_scored(monkeypatch, tmp_path, data, H, W, protocols):
+    monkeypatch.setattr(D, "nyuv2", lambda **_: room_frames(2, H, W))
+    monkeypatch.setattr(D, "kitti", lambda *_: room_frames(2, H, W))
+    monkeypatch.setattr(D, "data_roots", lambda: {"here": tmp_path})
+    (tmp_path / "kitti").mkdir()
+    run = paperlib.reproduce("diffusiondepth", "smoke", data=data, size=(228, 304) if data == "nyu" else (352, 906), shrink=4, steps=1, batch_size=2, sample_steps=1)
+    for protocol in protocols:
+        assert 0 < run.metrics[f"{protocol}_abs_rel"] < 50
+    assert run.metrics["abs_rel"] == run.metrics[f"{protocols[0]}_abs_rel"] and run.metrics["frames_skipped"] == 0
+
+
+def test_kitti_says_where_files_belong(monkeypatch, tmp_path):
+    monkeypatch.setattr(D, "data_roots", lambda: {"here": tmp_path})
+    with pytest.raises(FileNotFoundError, match="kitti/"):
+        paperlib.reproduce("diffusiondepth", "paper", channels=(32,), layers=(1, 1, 1, 1), fpn_dim=8)
+
+
+@pytest.mark.parametrize("change, message", [({"data": "mars"}, "data='mars'"), ({"truth": "lots"}, "truth='lots'"), ({"steps": 0}, "steps=0"), ({"share": 1.5}, "share=1.5"),
+                                             ({"size": (90, 120)}, "size="), ({"data": "nyu", "method": "bins"}, "method="), ({"layers": (1,) * 9}, "layers="), ({"last": "tanh"}, "last=")])
+def test_bad_presets_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        paperlib.reproduce("diffusiondepth", **change)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: DDIMSchedule(0), "at least one step"), (lambda: DDIMSchedule().timesteps(1001), "1001"), (lambda: DDIMSchedule().step(torch.ones(1), 10, 20, torch.ones(1)), "before t"),
+    (lambda: DDIMSchedule().step(torch.ones(1), 20, 10, torch.ones(1), eta=1.0), "needs noise"), (lambda: DDIMSchedule().add_noise(torch.ones(1), torch.ones(1), 1000), "below 1000"),
+    (lambda: Denoiser(8, 4, "vit"), "variant='vit'"), (lambda: Denoiser(0, 4), "at least 1"), (lambda: Denoiser(8, 4, "res")(torch.ones(1, 4, 6, 6), 0, torch.ones(1, 8, 3, 3)), "h, w"),
+    (lambda: Denoiser(8, 4, last="velocity")(torch.ones(1, 4, 6, 6), 0, torch.ones(1, 8, 3, 3)), "alpha_bar"), (lambda: Denoiser.from_official({}), "not this network"),
+    (lambda: Denoiser.from_official(dict(Denoiser(8, 4, "res").state_dict()), "swin"), "upsample_fuse"), (lambda: ConditionedBlock(8, last="no"), "last='no'"),
+    (lambda: DepthCodec(16, scale=3), "scale 2 or 4"), (lambda: DepthCodec.from_official({"a": torch.ones(1)}), "missing keys"), (lambda: ResBackbone((8,), (1, 1)), "one number of stages"),
+    (lambda: ResBackbone.from_official({}, block_type="BottleNeck"), "Basic"), (lambda: PyramidNeck((8, 8))([torch.ones(1, 8, 4, 4)]), "expected 2 maps"),
+    (lambda: DepthHead((8,), variant="x"), "variant='x'"), (lambda: DepthHead.from_official({}), "not this head"), (lambda: DiffusionDepth(method="x"), "method='x'"),
+    (lambda: DiffusionDepth(backbone="swin", channels=(32,), latent_scale=2), "variant 'swin' or 'note'"), (lambda: DiffusionDepth()(torch.ones(1, 3, 32, 32) * 255), "float in"),
+    (lambda: DiffusionDepth()(torch.ones(1, 3, 32, 32), x_T=torch.ones(1, 1, 1, 1)), "expected x_T"), (lambda: D.pixel_loss(torch.ones(1), torch.ones(1), torch.ones(1)), "bool"),
+    (lambda: D.pixel_loss(torch.ones(1), torch.ones(1), torch.ones(1) > 0, form="plus"), "form='plus'"),
+])
+def test_wrong_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
