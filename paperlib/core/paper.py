@@ -727,7 +727,7 @@ def samples_table(slug: str, name: str, metrics: tuple[str, ...], each: str = "p
     names = sorted(columns[0], key=int) if all(k.isdecimal() for k in columns[0]) else list(columns[0])  # horizons, say, by size
     rows = [(name, *(_number(c[name]) for c in columns)) for name in names]
     rows.append(("mean", *(_number(statistics.fmean(c.values())) for c in columns)))
-    return Table((each, *metrics), tuple(rows), f"run {name}", ("samples", f"{slug}:{name}:{','.join(metrics)}"))
+    return Table((each, *metrics), tuple(rows), f"run {name}", ("samples", ":".join([slug, name, ",".join(metrics), *([] if each == "picture" else [each])])))
 
 
 def build_table(kind: str, of: str) -> Table:
@@ -736,7 +736,7 @@ def build_table(kind: str, of: str) -> Table:
     makers = {
         "claims": lambda: claims_table(paper(slug)), "card": lambda: card(slug), "scoreboard": scoreboard,
         "ablations": lambda: ablation_table(slug, tuple(rest[0].split(","))),
-        "samples": lambda: samples_table(slug, rest[0], tuple(rest[1].split(","))),
+        "samples": lambda: samples_table(slug, rest[0], tuple(rest[1].split(",")), *rest[2:]),
     }
     if kind not in makers:
         raise unknown("table", kind, makers)
