@@ -51,8 +51,9 @@ def level_of(depth: np.ndarray, grid: np.ndarray) -> np.ndarray:
 def rescaled(rgb: Tensor, factor: float, resampling: str = "smooth", least: int = 4) -> np.ndarray:
     """Return a picture (3, H, W) at ``factor`` times its size, (h, w, 3): antialiased and bilinear ("smooth"), or block means and repeated pixels ("blocks")."""
     size = [max(least, round(n * factor)) for n in rgb.shape[1:]]
-    how = {"mode": "area"} if resampling == "blocks" else {"mode": "bilinear", "antialias": True, "align_corners": False}
-    return F.interpolate(rgb[None].float(), size, **how)[0].clamp(0, 1).movedim(0, -1).cpu().numpy()
+    if resampling == "blocks":  # sums of float32 pixels are exact in float64, so means of repeated pixels are equal to the last bit
+        return F.interpolate(rgb[None].double(), size, mode="area")[0].float().clamp(0, 1).movedim(0, -1).cpu().numpy()
+    return F.interpolate(rgb[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1).movedim(0, -1).cpu().numpy()
 
 # %% ../../nbs/depth/perspective.ipynb #pixels
 class Pixels(NamedTuple):
