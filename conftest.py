@@ -1,4 +1,5 @@
 """Shared pytest set-up: where the data is, and nbval beside nbdev_clean."""
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -20,10 +21,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """A notebook under test has a folder of its own to work in, as it has when `paperlib run` executes it: two trainings of one name stop it here too."""
+    """A paper's notebook under test has a folder of its own to work in, as it has when `paperlib run` executes it: two trainings of one name stop it here too."""
     if hasattr(item, "cell") and getattr(item.config, "_work_of", None) != item.path:
         item.config._work_of = item.path
-        os.environ["PAPERLIB_WORK"] = tempfile.mkdtemp(prefix=f"{item.path.stem}-", dir=_work(item.config).name)
+        os.environ.pop("PAPERLIB_WORK", None)
+        cells = json.loads(item.path.read_text(encoding="utf-8"))["cells"]
+        if any("parameters" in cell["metadata"].get("tags", ()) for cell in cells):
+            os.environ["PAPERLIB_WORK"] = tempfile.mkdtemp(prefix=f"{item.path.stem}-", dir=_work(item.config).name)
 
 
 def _work(config):
