@@ -351,13 +351,14 @@ def build(preset: DiffusionDepthPreset) -> tuple[DiffusionDepth, dict]:
     return DiffusionDepth(**config), config
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #train
-def train(model: DiffusionDepth, data: DepthSet | RecordedFrames, preset: DiffusionDepthPreset, seed: int, device: torch.device, transform, progress: bool = True) -> tuple[dict[str, float], float]:
+def train(model: DiffusionDepth, data: DepthSet | RecordedFrames, preset: DiffusionDepthPreset, seed: int, device: torch.device, transform, progress: bool = True,
+          desc: str = "diffusiondepth") -> tuple[dict[str, float], float]:
     """Train a model in place, leave it in evaluation mode, and return the last losses (means over a twentieth of the steps) and the seconds that it took."""
     net = Training(model, preset).to(device)
     batches = Batches(data.tensors if isinstance(data, DepthSet) else data, preset.batch_size, seed, transform)
     optimizer, scheduler = optimizer_of(model, preset)
     history = fit(net, batches, lambda net, batch: net(*batch), optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler,
-                  mixed_precision=None if device.type == "cuda" else "no", clip_norm=1.0, progress=progress)
+                  mixed_precision=None if device.type == "cuda" else "no", clip_norm=1.0, progress=progress, desc=desc)
     model.eval()
     last = max(1, preset.steps // 20)
     return {f"loss_{k}": float(np.mean(v[-last:])) for k, v in ({"total": history.loss} | history.scalars).items()}, history.seconds
