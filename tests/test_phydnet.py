@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from paperlib.core.video import cost
 from paperlib.sequence import phydnet
 from paperlib.sequence.phydnet import (
     PAPER,
@@ -143,7 +144,7 @@ def test_the_cell_is_eulers_step_of_the_heat_equation():
 def test_parameters_names_and_multiply_adds():
     with torch.device("meta"):
         model = PhyDNet()
-        found = phydnet.cost(Nineteen(model), torch.empty(1, 10, 1, 64, 64), rounds=0)
+        found = cost(Nineteen(model), torch.empty(1, 10, 1, 64, 64), rounds=0)
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert (count(model), len(model.state_dict())) == (3_091_732, 68)
     assert (count(model.physical.cells), count(model.residual.cells), count(model.encoder), count(model.decoder), count(model.physical.inward)) == (230_803, 2_508_032, 28_320, 28_129, 74_112)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from paperlib.core.video import SETS
+from paperlib.core.video import SETS, cost
 from paperlib.sequence import simvp
 from paperlib.sequence.simvp import PAPER, ConvBlock, Inception, LSTMTranslator, SimVP, mixtures, our_name, split_conv
 
@@ -52,7 +52,7 @@ def test_parameters_of_the_released_settings(shape, sizes, count, keys):
 def test_multiply_adds_of_a_clip():
     with torch.device("meta"):
         for sizes, gmacs in (((64, 256, 4, 8), 8.69), ((64, 512, 4, 8), 19.43)):
-            found = simvp.cost(SimVP((10, 1, 64, 64), *sizes), torch.empty(1, 10, 1, 64, 64), rounds=0)
+            found = cost(SimVP((10, 1, 64, 64), *sizes), torch.empty(1, 10, 1, 64, 64), rounds=0)
             assert found.gmacs == pytest.approx(gmacs, abs=0.006)
 
 

@@ -1,6 +1,7 @@
 """Clips that move by a law, clips from files, and what a network costs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import paperlib
 from paperlib.core.data import dataset
 from paperlib.core.metrics import mse_sum_frame
+from paperlib.core.training import load_weights
 from paperlib.core.video import (
     WORLDS,
     ConstantMean,
@@ -20,9 +23,11 @@ from paperlib.core.video import (
     bounce,
     cost,
     letter_sprites,
+    material,
     mean_of_inputs,
     moving,
     photo_crops,
+    predict,
     read_human36m,
     read_kth,
     read_moving_mnist,
@@ -237,3 +242,42 @@ def test_what_a_network_costs():
     assert found.parameters == 4 * 2 * 9 + 4 + 4 * 2 + 2
     assert found.gmacs == pytest.approx(5 * 36 * (4 * 2 * 9 + 4 * 2) / 1e9) and math.isnan(found.clips_s) and net.training
     assert found.kept_mb == pytest.approx((5 * 2 * 36 + 5 * 4 * 36) * 4 / 2**20)  # the inputs of both convolutions
+
+
+SMALLEST = {"simvp": {"steps": 2, "batch_size": 2, "test_clips": 4, "elsewhere": False}, "phydnet": {"steps": 2, "batch_size": 2, "test_clips": 4}, "swinlstm": {"steps": 2, "batch_size": 2, "test_clips": 4}}
+
+
+@pytest.mark.parametrize(("slug", "change"), [("simvp", {}), ("simvp", {"translator": "attention", "variant": "openstl", "skip": "add"}), ("phydnet", {}), ("phydnet", {"space": "pixels", "branches": "physical"}),
+                                              ("swinlstm", {}), ("swinlstm", {"mixer": "conv"}), ("swinlstm", {"depths": (1,), "depths_up": (1,)})])
+def test_weights_that_a_run_keeps_make_its_network_again(slug, change, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_WORK", str(tmp_path))
+    module = paperlib.paper(slug).module
+    preset = replace(module.PAPER.presets["smoke"], **SMALLEST[slug], **change)
+    result = module.experiment(preset, 0, torch.device("cpu"))
+    (file,) = (tmp_path / "weights").glob("*.safetensors")
+    state, card = load_weights(file)
+    model = getattr(module, card["model"])(**card["config"])
+    model.load_state_dict(state)
+    n, m = preset.frames_in, preset.frames_out
+    given = material(preset.data, preset.size, n + m, n + max(m, getattr(preset, "long", 0)), 2, 4, 0)
+    forecast = predict(model.eval(), given.test, n, m, "cpu")
+    assert mse_sum_frame(forecast, given.test[:, n:n + m]).mean().item() == pytest.approx(np.mean(list(result["mse_sum_frame"].values())), rel=1e-5)
+
+
+@pytest.mark.parametrize(("frames_in", "frames_out", "long"), [(4, 2, 3), (4, 6, 6), (4, 4, 0), (4, 1, 4), (3, 2, 9)])
+def test_any_lengths_make_a_run(frames_in, frames_out, long):
+    module = paperlib.paper("simvp").module
+    preset = replace(module.PAPER.presets["smoke"], **SMALLEST["simvp"] | {"frames_in": frames_in, "frames_out": frames_out, "long": long, "hid_S": 8})
+    result = module.experiment(preset, 0, torch.device("cpu"))
+    assert len(result["mse_sum_frame"]) == frames_out
+    assert ("jump_border" in result) == (max(frames_out, long) > max(frames_in, frames_out))
+
+
+def test_a_set_with_shorter_clips_than_asked_for_says_so(tmp_path, monkeypatch):
+    np.savez(tmp_path / "dataset.npz", **{f"{h}_{s}": np.zeros((3, 4, 2, 8, 8)) for h in "XY" for s in ("train", "test")})
+    (tmp_path / "taxibj").mkdir()
+    (tmp_path / "dataset.npz").rename(tmp_path / "taxibj" / "dataset.npz")
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    assert material("taxibj", 8, 8, 8, 2, 2, 0).test.shape == (2, 8, 2, 8, 8)
+    with pytest.raises(ValueError, match="taxibj has clips of 8 frames; 20 were asked for"):
+        material("taxibj", 8, 20, 20, 2, 2, 0)

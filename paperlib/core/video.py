@@ -31,7 +31,8 @@ from .training import Batches
 __all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digit_sprites', 'letter_sprites', 'photo_crops',
            'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
            'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'unroll',
-           'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost']
+           'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost', 'require_video',
+           'evaluate']
 
 # %% ../../nbs/core/video.ipynb #motion
 def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
@@ -525,12 +526,16 @@ def material(data: str, size: int, frames: int, ahead: int, batch_size: int, tes
         A set that is not here, with where it may be had.
     """
     if data in WORLDS or data == "moving_mnist":
-        world = moving("digits" if data == "moving_mnist" else data, "train", frames, size)
+        world = moving("digits" if data == "moving_mnist" else data, "train", frames, 64 if data == "moving_mnist" else size)
         test, figure = (dataset(data).clips(test_clips), None) if data == "moving_mnist" else moving(data, "test", ahead, size).draw(test_clips, 0)
+        if test.shape[1] < frames:
+            raise ValueError(f"{data} has clips of {test.shape[1]} frames; {frames} were asked for: lower frames_in or frames_out")
         return Material(world.stream(batch_size, seed), test, figure, baselines_of(world.mean()))
     if data not in SETS:
         raise ValueError(f"data={data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
     found = {split: dataset(data, split=split) for split in ("train", "test")}
+    if found["train"].frames < frames:
+        raise ValueError(f"{data} has clips of {found['train'].frames} frames; {frames} were asked for: lower frames_in or frames_out")
     return Material(Batches(found["train"], batch_size, seed), found["test"].clips(test_clips), None, baselines_of(found["train"].clips(300).mean((0, 1))))
 
 # %% ../../nbs/core/video.ipynb #cost
@@ -543,28 +548,29 @@ class Cost(NamedTuple):
     kept_mb: float
 
 
-def cost(model: nn.Module, clips: Tensor, rounds: int = 3) -> Cost:
+def cost(model: nn.Module, clips: Tensor, rounds: int = 3, frames_out: int | None = None) -> Cost:
     """Measure what one forward pass costs; times are the median of ``rounds`` after one that is not counted.
 
     Parameters
     ----------
-    model : called as ``model(clips)``, left in the mode it was in
+    model : called as ``model(clips)``, or ``model(clips, frames_out)`` where that is given; left in the mode it was in
     clips : (B, T, C, H, W), on the model's device
     rounds : 0 leaves the time out: ``clips_s`` is nan
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     device, mode, kept = clips.device, model.training, {}
+    call = lambda: model(clips) if frames_out is None else model(clips, frames_out)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(clips)
+        call()
     times = []
     for i in range(rounds + 1 if rounds else 0):
         wait()
         start = time.perf_counter()
         with torch.no_grad():
-            model(clips)
+            call()
         wait()
         times += [time.perf_counter() - start] if i else []
     model.train()
@@ -574,9 +580,29 @@ def cost(model: nn.Module, clips: Tensor, rounds: int = 3) -> Cost:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model(clips)
+        call()
     model.train(mode)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     memory = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9 / len(clips),
                 len(clips) / statistics.median(times) if times else float("nan"), memory / 2**20 / len(clips))
+
+# %% ../../nbs/core/video.ipynb #evaluate
+def require_video(preset: Any, counts: Sequence[str] = ()) -> None:
+    """Refuse a preset with an unknown ``data``, a count below 1 (``counts`` names further fields) or a rate that is not above 0."""
+    if preset.data not in (*WORLDS, *SETS):
+        raise ValueError(f"data={preset.data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
+    counts = ("size", "frames_in", "frames_out", "steps", "batch_size", "test_clips", *counts)
+    if bad := [f"{k}={getattr(preset, k)}" for k in counts if getattr(preset, k) < 1]:
+        raise ValueError(f"{', '.join(bad)}: expected 1 or more")
+    if not preset.lr > 0:
+        raise ValueError(f"lr={preset.lr}: expected a rate above 0")
+
+
+def evaluate(model: nn.Module, given: Material, frames_in: int, frames_out: int, losses: Sequence[float], device: str | torch.device) -> dict:
+    """Return scores by frame of a trained network, in eval mode on ``device``, and of the forecasts without one; the mean of the last twentieth of the losses; its cost."""
+    n, truth = frames_in, given.test[:, frames_in:frames_in + frames_out]
+    found: dict = scores(predict(model, given.test, n, frames_out, device), truth)
+    found |= {f"mse_{name}": by_frame(mse_sum_frame(f(given.test[:, :n], frames_out), truth)) for name, f in given.baselines.items()}
+    spent = cost(model, given.test[:4, :n].to(device), 0, frames_out)
+    return found | {"loss_last": statistics.fmean(losses[-max(1, len(losses) // 20):]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}

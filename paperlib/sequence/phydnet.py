@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import factorial
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import SETS, WORLDS, by_frame, cost, material, predict, scores, unroll
+from ..core.video import WORLDS, by_frame, evaluate, material, predict, require_video, unroll
 
 # %% auto #0
-__all__ = ['BRANCHES', 'SHORT', 'PAPER', 'taylor', 'kernel_to_moments', 'moments_to_kernel', 'derivatives', 'PhyCell',
+__all__ = ['BRANCHES', 'SHORT', 'PAPER', 'MODELS', 'taylor', 'kernel_to_moments', 'moments_to_kernel', 'derivatives', 'PhyCell',
            'ConvLSTMCell', 'over_time', 'Branch', 'State', 'Step', 'Branches', 'PhyDNet', 'our_name', 'moment_loss',
-           'PixelPhysics', 'PhyDNetPreset', 'Forcing', 'network', 'train', 'require_sound', 'branches_apart',
+           'PixelPhysics', 'PhyDNetPreset', 'Forcing', 'config_of', 'train', 'require_sound', 'branches_apart',
            'experiment']
 
 # %% ../../nbs/sequence/phydnet.ipynb #moments
@@ -454,11 +453,13 @@ class Forcing:
         return torch.rand((), generator=generator).item() < 1 - self.done / max(1.0, self.over)
 
 
-def network(preset: PhyDNetPreset, channels: int) -> nn.Module:
-    """Build the network of a preset."""
-    if preset.space == "pixels":
-        return PixelPhysics(channels, gate=preset.gate, norm=preset.norm)
-    return PhyDNet(channels, hidden=preset.hidden, gate=preset.gate, norm=preset.norm, width=preset.width, branches=preset.branches)
+MODELS = {"latent": PhyDNet, "pixels": PixelPhysics}
+
+
+def config_of(preset: PhyDNetPreset, channels: int) -> dict:
+    """Return the arguments of a preset's network."""
+    names = ("gate", "norm") if preset.space == "pixels" else ("hidden", "gate", "norm", "width", "branches")
+    return {"channels": channels} | {k: getattr(preset, k) for k in names}
 
 
 def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPreset, seed: int, device: torch.device, desc: str = "phydnet"):
@@ -478,17 +479,14 @@ def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPrese
 # %% ../../nbs/sequence/phydnet.ipynb #sound
 def require_sound(preset: PhyDNetPreset) -> None:
     """Refuse a preset before any work."""
-    if preset.data not in (*WORLDS, *SETS):
-        raise ValueError(f"data={preset.data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
-    if bad := [f"{k}={getattr(preset, k)}" for k in ("size", "frames_in", "frames_out", "steps", "batch_size", "test_clips") if getattr(preset, k) < 1]:
-        raise ValueError(f"{', '.join(bad)}: expected 1 or more")
-    if not preset.lr > 0 or preset.moments < 0 or not 0 <= preset.forced <= 1 or preset.space not in ("latent", "pixels"):
-        raise ValueError(f"lr={preset.lr}, moments={preset.moments}, forced={preset.forced}, space={preset.space!r}: expected a rate above 0, a weight of 0 or more, a share, latent or pixels")
+    require_video(preset)
+    if preset.moments < 0 or not 0 <= preset.forced <= 1 or preset.space not in ("latent", "pixels"):
+        raise ValueError(f"moments={preset.moments}, forced={preset.forced}, space={preset.space!r}: expected a weight of 0 or more, a share, latent or pixels")
     if preset.space == "pixels" and preset.branches != "physical":
         raise ValueError(f"space='pixels' has the physical branch alone: branches={preset.branches!r} does not go with it")
     if preset.data in WORLDS and preset.size % 4:
         raise ValueError(f"size={preset.size}: expected a multiple of 4")
-    network(preset, 1)
+    MODELS[preset.space](**config_of(preset, 1))
 
 # %% ../../nbs/sequence/phydnet.ipynb #experiment
 @torch.no_grad()
@@ -509,20 +507,16 @@ def experiment(preset: PhyDNetPreset, seed: int, device: torch.device) -> dict:
     n, m = preset.frames_in, preset.frames_out
     given = material(preset.data, preset.size, n + m, n + m, preset.batch_size, preset.test_clips, seed)
     clips, truth = given.test, given.test[:, n:n + m]
-    model = network(preset, clips.shape[2])
+    config = config_of(preset, clips.shape[2])
+    model = MODELS[preset.space](**config)
     history = train(model, given.batches, preset, seed, device)
     model.eval()
-    result: dict = scores(predict(model, clips, n, m, device), truth)
-    result |= {f"mse_{name}": by_frame(mse_sum_frame(f(clips[:, :n], m), truth)) for name, f in given.baselines.items()}
-    spent = cost(model.cpu(), clips[:4, :n], rounds=0)
-    model.to(device)
-    tail = max(1, len(history.loss) // 20)
-    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
+    result = evaluate(model, given, n, m, history.loss, device)
     if preset.branches in ("both", "physical"):
         result["moment_loss"] = model.moment_loss().item()
         equation = lambda past, frames: model(past, frames, correct=False)
         result["mse_equation"] = by_frame(mse_sum_frame(predict(equation, clips, n, m, device), truth))
     if preset.branches == "both":
         result |= branches_apart(model, clips[:100], n, device)
-    save_weights(model, f"{preset.data}_{preset.size}", {"model": type(model).__name__, "trained_on": preset.data, "config": {k: getattr(preset, k) for k in ("width", "hidden", "branches", "gate", "norm")}})
+    save_weights(model, f"{preset.data}_{preset.size}", {"model": type(model).__name__, "trained_on": preset.data, "config": config})
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,13 +20,13 @@ from ..core.layers import Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import SETS, WORLDS, Material, apart, black, by_frame, cost, material, mean_of_inputs, moving, predict, repeat_last, scores
+from ..core.video import WORLDS, Material, apart, black, by_frame, evaluate, material, mean_of_inputs, moving, predict, repeat_last, require_video
 
 # %% auto #0
 __all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
            'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator', 'AttentionTranslator',
-           'require_network', 'SimVP', 'our_name', 'renamed', 'SimVPPreset', 'require_sound', 'Keep', 'network',
-           'train', 'mixtures', 'experiment', 'elsewhere', 'mixed']
+           'require_network', 'SimVP', 'our_name', 'renamed', 'SimVPPreset', 'require_sound', 'Keep', 'config_of',
+           'train', 'mixtures', 'experiment', 'jumps', 'elsewhere', 'mixed']
 
 # %% ../../nbs/sequence/simvp.ipynb #conv-block
 def strides(n: int) -> tuple[int, ...]:
@@ -457,16 +457,11 @@ PAPER = Paper(
 # %% ../../nbs/sequence/simvp.ipynb #sound
 def require_sound(preset: SimVPPreset) -> None:
     """Refuse a preset before any work."""
-    known = (*WORLDS, *SETS)
-    if preset.data not in known:
-        raise ValueError(f"data={preset.data!r}: expected one of {', '.join(known)}")
-    counts = ("size", "frames_in", "frames_out", "hid_S", "hid_T", "N_S", "N_T", "groups", "steps", "batch_size", "test_clips")
-    if bad := [f"{k}={getattr(preset, k)}" for k in counts if getattr(preset, k) < 1]:
-        raise ValueError(f"{', '.join(bad)}: expected 1 or more")
-    if not preset.lr > 0 or not 0 <= preset.early < 1 or preset.long < 0:
-        raise ValueError(f"lr={preset.lr}, early={preset.early}, long={preset.long}: expected a rate above 0, a share from 0 to below 1, and 0 or more frames")
+    require_video(preset, ("hid_S", "hid_T", "N_S", "N_T", "groups"))
+    if not 0 <= preset.early < 1 or preset.long < 0:
+        raise ValueError(f"early={preset.early}, long={preset.long}: expected a share from 0 to below 1, and 0 or more frames")
     if preset.data in WORLDS:
-        network(preset, 1, (preset.size, preset.size))                                    # what does not fit together, says so here
+        SimVP(**config_of(preset, 1, (preset.size, preset.size)))                                    # what does not fit together, says so here
 
 # %% ../../nbs/sequence/simvp.ipynb #train
 class Keep:
@@ -485,10 +480,10 @@ class Keep:
         self.state = dict(state)
 
 # %% ../../nbs/sequence/simvp.ipynb #network
-def network(preset: SimVPPreset, channels: int, side: tuple[int, int]) -> SimVP:
-    """Build the network of a preset for clips of that size."""
+def config_of(preset: SimVPPreset, channels: int, side: tuple[int, int]) -> dict:
+    """Return the arguments of a preset's network for clips of that size."""
     names = ("hid_S", "hid_T", "N_S", "N_T", "kernels", "groups", "skip", "variant", "translator", "norm")
-    return SimVP((preset.frames_in, channels, *side), **{k: getattr(preset, k) for k in names})
+    return {"shape_in": (preset.frames_in, channels, *side)} | {k: getattr(preset, k) for k in names}
 
 # %% ../../nbs/sequence/simvp.ipynb #fit-simvp
 def train(model: SimVP, batches: Callable[..., Tensor], preset: SimVPPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "simvp"):
@@ -515,37 +510,36 @@ def experiment(preset: SimVPPreset, seed: int, device: torch.device) -> dict:
     n, m = preset.frames_in, preset.frames_out
     given = material(preset.data, preset.size, n + m, n + max(m, preset.long), preset.batch_size, preset.test_clips, seed)
     clips = given.test
-    model = network(preset, clips.shape[2], clips.shape[3:])
-    keep = Keep(round(preset.early * preset.steps))
+    config = config_of(preset, clips.shape[2], tuple(clips.shape[3:]))
+    model, keep = SimVP(**config), Keep(round(preset.early * preset.steps))
     history = train(model, given.batches, preset, seed, device, (keep,))
     model.eval()
     truth, ahead = clips[:, n:n + m], min(preset.long, clips.shape[1] - n)
-    result: dict = scores(predict(model, clips, n, m, device), truth)
-    result |= {f"mse_{name}": by_frame(mse_sum_frame(f(clips[:, :n], m), truth)) for name, f in given.baselines.items()}
-    tail = max(1, len(history.loss) // 20)
-    spent = cost(model.cpu(), clips[:4, :n], rounds=0)
-    model.to(device)
-    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "loss_spread": statistics.pstdev(history.loss[-tail:]) / statistics.fmean(history.loss[-tail:]),
-               "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
+    result = evaluate(model, given, n, m, history.loss, device)
+    late = history.loss[-max(2, len(history.loss) // 20):]
+    result["loss_spread"] = statistics.pstdev(late) / statistics.fmean(late)
     if given.figure is not None:
         result["mse_figure"], result["mse_ground"] = apart(predict(model, clips, n, m, device), truth, given.figure[:, n:n + m])
     if ahead > m:
         result["mse_long"] = by_frame(mse_sum_frame(predict(model, clips, n, ahead, device), clips[:, n:n + ahead]))
         result["mse_long_mean"] = by_frame(mse_sum_frame(mean_of_inputs(clips[:, :n], ahead), clips[:, n:n + ahead]))
-        error = list(result["mse_long"].values())
-        jumps = [b - a for a, b in zip(error, error[1:])]
-        border = [jumps[i] for i in range(n - 1, len(jumps), n)]
-        within = [j for i, j in enumerate(jumps) if i % n != n - 1]
-        result |= {"mse_long_end": error[-1], "mse_long_end_mean": list(result["mse_long_mean"].values())[-1], "jump_border": statistics.fmean(border), "jump_within": statistics.fmean(within)}
+        result |= {"mse_long_end": list(result["mse_long"].values())[-1], "mse_long_end_mean": list(result["mse_long_mean"].values())[-1]}
+        if ahead > n:
+            result |= jumps(list(result["mse_long"].values()), n)
     if preset.elsewhere and preset.data in WORLDS:
         result |= elsewhere(model, preset, device)
     if keep.state:
         result |= mixed(model, keep.state, given, preset, device)
-    save_weights(model, f"{preset.data}_{preset.size}", {"model": "SimVP", "trained_on": preset.data, "config": {"shape_in": model.shape_in} | {k: getattr(preset, k) for k in (
-        "hid_S", "hid_T", "N_S", "N_T", "kernels", "groups", "skip", "variant", "translator", "norm")}})
+    save_weights(model, f"{preset.data}_{preset.size}", {"model": "SimVP", "trained_on": preset.data, "config": config})
     return result
 
 # %% ../../nbs/sequence/simvp.ipynb #elsewhere
+def jumps(error: Sequence[float], frames: int) -> dict[str, float]:
+    """Return the mean rise of the error from a frame to the next where a block of ``frames`` ends, and elsewhere."""
+    rises = [b - a for a, b in zip(error, error[1:])]
+    return {"jump_border": statistics.fmean(rises[frames - 1::frames]), "jump_within": statistics.fmean(r for i, r in enumerate(rises) if (i + 1) % frames)}
+
+
 def elsewhere(model: SimVP, preset: SimVPPreset, device: torch.device) -> dict:
     """Return the error on the worlds that were not trained on, and that of the better of the mean of the inputs and the last frame."""
     found: dict = {"mse_elsewhere": {}, "mse_elsewhere_weightless": {}}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,15 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.layers import DropPath, Mlp, WindowAttention
-from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import SETS, WORLDS, by_frame, cost, material, predict, scores, unroll
+from ..core.video import WORLDS, evaluate, material, require_video, unroll
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
            'PatchEmbed', 'require_network', 'SwinLSTM', 'our_name', 'load_official', 'SwinLSTMPreset', 'require_sound',
-           'network', 'train', 'experiment']
+           'config_of', 'train', 'experiment']
 
 # %% ../../nbs/sequence/swinlstm.ipynb #cell
 class Cell(nn.Module):
@@ -341,19 +339,17 @@ PAPER = Paper(
 # %% ../../nbs/sequence/swinlstm.ipynb #experiment
 def require_sound(preset: SwinLSTMPreset) -> None:
     """Refuse a preset before any work."""
-    if preset.data not in (*WORLDS, *SETS):
-        raise ValueError(f"data={preset.data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
-    if bad := [f"{k}={getattr(preset, k)}" for k in ("size", "frames_in", "frames_out", "patch_size", "steps", "batch_size", "test_clips") if getattr(preset, k) < 1]:
-        raise ValueError(f"{', '.join(bad)}: expected 1 or more")
-    if not preset.lr > 0 or not 0 <= preset.drop_path < 1:
-        raise ValueError(f"lr={preset.lr}, drop_path={preset.drop_path}: expected a rate above 0, and a share below 1")
+    require_video(preset, ("patch_size",))
+    if not 0 <= preset.drop_path < 1:
+        raise ValueError(f"drop_path={preset.drop_path}: expected a share below 1")
     if preset.data in WORLDS:
-        network(preset, 1, (preset.size, preset.size))
+        SwinLSTM(**config_of(preset, 1, (preset.size, preset.size)))
 
 
-def network(preset: SwinLSTMPreset, channels: int, side: tuple[int, int]) -> SwinLSTM:
-    """Build the network of a preset."""
-    return SwinLSTM(side, preset.patch_size, channels, preset.embed_dim, preset.depths, preset.depths_up or None, preset.num_heads, preset.window_size, preset.drop_path, preset.mixer)
+def config_of(preset: SwinLSTMPreset, channels: int, side: tuple[int, int]) -> dict:
+    """Return the arguments of a preset's network for clips of that size."""
+    names = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mixer")
+    return {"img_size": side, "in_chans": channels, "depths_up": preset.depths_up or None, "drop_path_rate": preset.drop_path} | {k: getattr(preset, k) for k in names}
 
 
 def train(model: SwinLSTM, batches: Callable[..., Tensor], preset: SwinLSTMPreset, seed: int, device: torch.device, desc: str = "swinlstm"):
@@ -368,16 +364,10 @@ def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
     require_sound(preset)
     n, m = preset.frames_in, preset.frames_out
     given = material(preset.data, preset.size, n + m, n + m, preset.batch_size, preset.test_clips, seed)
-    clips, truth = given.test, given.test[:, n:n + m]
-    model = network(preset, clips.shape[2], clips.shape[3:])
+    config = config_of(preset, given.test.shape[2], tuple(given.test.shape[3:]))
+    model = SwinLSTM(**config)
     history = train(model, given.batches, preset, seed, device)
     model.eval()
-    result: dict = scores(predict(model, clips, n, m, device), truth)
-    result |= {f"mse_{name}": by_frame(mse_sum_frame(f(clips[:, :n], m), truth)) for name, f in given.baselines.items()}
-    spent = cost(model.cpu(), clips[:4, :n], rounds=0)
-    model.to(device)
-    tail = max(1, len(history.loss) // 20)
-    result |= {"loss_last": statistics.fmean(history.loss[-tail:]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
-    save_weights(model, f"{preset.data}_{preset.size}", {"model": "SwinLSTM", "trained_on": preset.data, "config": {k: getattr(preset, k) for k in (
-        "patch_size", "embed_dim", "depths", "depths_up", "num_heads", "window_size", "mixer")} | {"img_size": preset.size}})
+    result = evaluate(model, given, n, m, history.loss, device)
+    save_weights(model, f"{preset.data}_{preset.size}", {"model": "SwinLSTM", "trained_on": preset.data, "config": config})
     return result
