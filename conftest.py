@@ -22,7 +22,10 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """A paper's notebook under test has a folder of its own to work in, as it has when `paperlib run` executes it: two trainings of one name stop it here too."""
-    if hasattr(item, "cell") and getattr(item.config, "_work_of", None) != item.path:
+    if not hasattr(item, "cell"):
+        if getattr(item.config, "_work_of", None):                            # a plain test after a notebook
+            item.config._work_of = os.environ.pop("PAPERLIB_WORK", None) and None
+    elif getattr(item.config, "_work_of", None) != item.path:
         item.config._work_of = item.path
         os.environ.pop("PAPERLIB_WORK", None)
         cells = json.loads(item.path.read_text(encoding="utf-8"))["cells"]

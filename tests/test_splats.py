@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import fields
 
 import numpy as np
@@ -81,6 +82,9 @@ BAD = {
     "an unknown format": (b"ply\nformat middle_endian 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n", "expected a format and vertices first"),
     "a list in a vertex": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int x\nend_header\n1\n", "is not a number"),
     "text cut short": (b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nend_header\n1\n2\n", "cut short: the header promises 3 vertices, the file holds 2"),
+    "a count that is no number": (b"ply\nformat ascii 1.0\nelement vertex many\nproperty float x\nend_header\n1\n", "incomplete, or its count is no number"),
+    "a property without a name": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float\nend_header\n1\n", "'property float' is incomplete"),
+    "words for numbers": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\nabc\n", "a vertex is no row of numbers"),
     "a point cloud": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nproperty uchar red\nend_header\n1 2 3 4\n", "a point cloud, not Gaussians"),
 }
 
@@ -115,7 +119,23 @@ def test_splat_keeps_what_it_can(tmp_path):
     assert (visible[1:] <= visible[:-1] * 1.3).all()                       # most visible first, but for the rounding of the opacity
     order = torch.cdist(back.means, scene.means).argmin(1)
     assert (back.logits.sigmoid() - scene.logits.sigmoid()[order]).abs().max() < 0.51 / 255
-    assert len(read_splat(tmp_path / "a.splat").sh_coeffs[0]) == 1
+    assert len(back.sh_coeffs[0]) == 1
+    assert torch.allclose(back.log_scales, scene.log_scales[order], atol=1e-5)
+    assert ((back.sh_coeffs[:, 0] - scene.sh_coeffs[order, 0].clamp(-0.5 / 0.28209479, 0.5 / 0.28209479)).abs() < 0.51 / 255 / 0.28209479).all()
+    turned = torch.nn.functional.normalize(scene.quats[order].double(), dim=1)
+    assert (back.quats.double() - turned.clamp(-1, 127 / 128)).abs().max() < 0.51 / 128
+
+
+def test_splat_refuses_what_is_not_finite_and_keeps_tiny_quaternions(tmp_path):
+    scene = gaussians(5)
+    write_splat(tmp_path / "a.splat", dataclasses.replace(scene, quats=1e-25 * scene.quats))
+    write_splat(tmp_path / "b.splat", scene)
+    assert (tmp_path / "a.splat").read_bytes() == (tmp_path / "b.splat").read_bytes()
+    bad = scene.means.clone()
+    bad[2, 1] = float("nan")
+    with pytest.raises(ValueError, match="means hold values that are not finite"):
+        write_splat(tmp_path / "c.splat", dataclasses.replace(scene, means=bad))
+    assert not (tmp_path / "c.splat").exists()
 
 
 def test_splat_extremes_and_no_gaussians(tmp_path):

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 # %% auto #0
 __all__ = ['MASKED', 'SCRATCH', 'LANES', 'window_partition', 'window_reverse', 'relative_position_index', 'shift_mask',
            'window_attention_explicit', 'window_kinds', 'fold', 'window_attention', 'WindowAttention', 'Mlp',
-           'DropPath']
+           'DropPath', 'ConvLSTMCell']
 
 # %% ../../nbs/core/layers.ipynb #windows
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -340,3 +340,28 @@ class DropPath(nn.Module):
             return x
         kept = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) >= self.rate
         return x * kept / (1 - self.rate)
+
+# %% ../../nbs/core/layers.ipynb #convlstm
+class ConvLSTMCell(nn.Module):
+    """A convolutional LSTM cell: one convolution for input, forget, output gate and candidate, in that order; no peepholes, nothing added to the forget gate."""
+
+    def __init__(self, in_channels: int, hidden: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels + hidden, 4 * hidden, 3, padding=1)
+        self.in_channels, self.hidden = in_channels, hidden
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states of zeros for a map (B, ..., h, w)."""
+        return (x.new_zeros(len(x), self.hidden, *x.shape[-2:]),) * 2
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """Return the part of the convolution that sees the input alone, (N, 4 hidden, h, w)."""
+        return F.conv2d(x, self.conv.weight[:, :self.in_channels], self.conv.bias, padding=1)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor], of_input: Tensor | None = None, correct: bool = True) -> tuple[Tensor, Tensor]:
+        """Return (h, c) after one step; it always sees its input."""
+        h, c = state
+        gates = F.conv2d(h, self.conv.weight[:, self.in_channels:], padding=1) + (self.of_input(x) if of_input is None else of_input)
+        i, f, o, g = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c

@@ -65,6 +65,8 @@ def _ply_table(path: Path) -> np.ndarray:
     order, columns, elements = None, [], []
     for line in head.decode("ascii", "replace").splitlines()[1:]:
         words = line.split()
+        if words[:1] and len(words) < {"format": 2, "element": 3, "property": 3}.get(words[0], 0) or words[:1] == ["element"] and not words[2].isdecimal():
+            raise ValueError(f"{path}: the header's line {line!r} is incomplete, or its count is no number")
         if words[:1] == ["format"]:
             order = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "text"}.get(words[1])
         elif words[:1] == ["element"]:
@@ -78,7 +80,10 @@ def _ply_table(path: Path) -> np.ndarray:
     count, row = elements[0][1], np.dtype([(name, ("<" if order == "text" else order) + kind) for name, kind in columns])
     if order == "text":
         lines = body.decode("ascii", "replace").splitlines()[:count]
-        rows = [tuple(map(float, line.split())) for line in lines if len(line.split()) == len(columns)]
+        try:
+            rows = [tuple(map(float, line.split())) for line in lines if len(line.split()) == len(columns)]
+        except ValueError as error:
+            raise ValueError(f"{path}: a vertex is no row of numbers: {error}") from None
         found = len(rows)
     else:
         found = len(body) // row.itemsize if row.itemsize else 0
@@ -141,6 +146,10 @@ _RECORD = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4)
 def write_splat(path: str | Path, gaussians: Gaussians) -> None:
     """Write Gaussians as 32-byte records, the most visible first; colour and opacity are rounded to 1/255, quaternions to 1/128, and view dependence is dropped."""
     means, quats, scales, opacities, sh = (v.detach().cpu().double() for v in gaussians.activated())
+    for name, value in {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "sh": sh[:, 0]}.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{path}: {name} hold values that are not finite; nothing was written")
+    quats = quats / quats.abs().amax(1, keepdim=True)                    # else the norm of a tiny one is taken for zero
     records = np.zeros(len(means), _RECORD)
     records["means"], records["scales"] = means, scales
     rgba = torch.cat([0.5 + C0 * sh[:, 0], opacities[:, None]], 1)

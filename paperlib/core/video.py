@@ -130,8 +130,9 @@ class MovingSprites:
         return f"MovingSprites({self.objects} of {len(self.sprites)} figures on {ground}, {self.frames} frames of side {self.size})"
 
     def draw(self, n: int, seed: int | tuple[int, ...] = 0) -> Clips:
-        """Draw ``n`` clips; the same seed gives the same clips."""
-        rng = np.random.default_rng(seed)
+        """Draw ``n`` clips; the same seed gives the same clips, and seeds of different lengths have nothing in common."""
+        seeds = np.atleast_1d(seed).tolist()
+        rng = np.random.default_rng((len(seeds), *seeds))                                     # numpy alone takes (0,) and (0, 0, 0) for the same
         free = np.array([self.size - s for s in self.sprites.shape[2:]])
         start, angle = rng.random((n, self.objects, 2)), rng.random((n, self.objects)) * 2 * np.pi
         path = bounce(start, self.speed * np.stack([np.sin(angle), np.cos(angle)], -1), self.frames)
@@ -150,8 +151,7 @@ class MovingSprites:
 
     def mean(self, n: int = 1000, seed: int = 1) -> Tensor:
         """Return the mean frame (C, H, W) of ``n`` clips."""
-        sizes = [min(100, n - i) for i in range(0, n, 100)]
-        return sum(k * self.draw(k, (seed, i)).frames.mean((0, 1)) for i, k in enumerate(sizes)) / n
+        return sum(k * self.draw(k, (seed, i)).frames.mean((0, 1)) for i in range(0, n, 100) for k in [min(100, n - i)]) / n
 
     def stream(self, batch_size: int, seed: int = 0) -> Callable[..., Tensor]:
         """Return ``batches(step, rank, world)`` for `fit`: the frames (batch_size / world, T, C, H, W) of a step."""
@@ -380,6 +380,8 @@ class Windows(torch.utils.data.Dataset):
 def read_moving_mnist(file: str | os.PathLike) -> Windows:
     """Read Moving MNIST's test set, (20, N, 64, 64) uint8, as N clips of 20 frames, without loading it."""
     array = _loaded(file)
+    if isinstance(array, dict):
+        raise ValueError(f"{file}: expected one array (frames, clips, H, W) uint8, got an archive of {', '.join(array)}")
     if array.ndim != 4 or array.dtype != np.uint8 or array.shape[0] > array.shape[1]:
         raise ValueError(f"{file}: expected (frames, clips, H, W) uint8 with fewer frames than clips, got {array.shape} of {array.dtype}")
     return Windows([array[:, i, None] for i in range(array.shape[1])], array.shape[0])
@@ -388,6 +390,8 @@ def read_moving_mnist(file: str | os.PathLike) -> Windows:
 def read_taxibj(file: str | os.PathLike, split: str = "train") -> Windows:
     """Read TaxiBJ, four frames given and four wanted, as clips of 8 frames (2, 32, 32) in [0, 1]."""
     found = _loaded(file)
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected an archive with X_train, Y_train, X_test, Y_test, got one array {found.shape}")
     names = [f"{half}_{split}" for half in "XY"]
     if missing := [n for n in names if n not in found]:
         raise ValueError(f"{file}: no array {missing[0]!r}; there are: {', '.join(found)}")
@@ -466,8 +470,8 @@ def unroll(step: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, frames_
     ValueError
         Fewer than one frame asked for.
     """
-    if frames_out < 1:
-        raise ValueError(f"frames_out={frames_out}: expected 1 or more")
+    if frames_out < 1 or truth is not None and truth.shape[1] < frames_out - 1:
+        raise ValueError(f"frames_out={frames_out}, truth of {None if truth is None else truth.shape[1]} frames: expected 1 or more, and as many true frames")
     state, found = None, []
     for t in range(x.shape[1] + frames_out - 1):
         seen = x[:, t] if t < x.shape[1] else found[-1] if truth is None else truth[:, t - x.shape[1]]
@@ -597,6 +601,10 @@ def require_video(preset: Any, counts: Sequence[str] = ()) -> None:
         raise ValueError(f"{', '.join(bad)}: expected 1 or more")
     if not preset.lr > 0:
         raise ValueError(f"lr={preset.lr}: expected a rate above 0")
+    if preset.size < 7:
+        raise ValueError(f"size={preset.size}: SSIM needs frames of 7 pixels or more")
+    if preset.data in SETS and preset.size != 64:
+        raise ValueError(f"size={preset.size}: the frames of {preset.data} have their own size; leave size at 64")
 
 
 def evaluate(model: nn.Module, given: Material, frames_in: int, frames_out: int, losses: Sequence[float], device: str | torch.device) -> dict:

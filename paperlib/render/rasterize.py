@@ -227,7 +227,7 @@ class _Compiled(torch.autograd.Function):
         used = np.empty(len(starts) - 1, np.int64)
         kernels.composite(splats, pairs, starts, reach, _flat(background), width, height, image, opacity, depth, used)
         ctx.drawn = splats, pairs, starts, slots, reach, used, image, opacity, depth
-        out = [torch.from_numpy(v).to(means.dtype) for v in (image, opacity, depth, radii)]
+        out = [torch.from_numpy(v).to(means.dtype, copy=True) for v in (image, opacity, depth, radii)]   # copies: the backward pass reads what was drawn
         ctx.mark_non_differentiable(out[3])
         return tuple(out)
 
@@ -262,7 +262,7 @@ def _dense(splats: Splats, background: Tensor, width: int, height: int) -> tuple
 
 
 def _by_gsplat(means, quats, scales, opacities, sh, w2c, K, width, height, background, antialiased) -> Rendering:
-    """Draw with gsplat: the same dilation, near plane and thresholds; its guard lies about the principal point."""
+    """Draw with gsplat: the same dilation and near plane; its guard follows the picture's edges, not the principal point, and its thresholds are its version's. Never run here, for it needs a GPU."""
     from gsplat import rasterization
 
     bottom = w2c.new_tensor([[0, 0, 0, 1]])
@@ -276,7 +276,15 @@ def _checked(means, quats, scales, opacities, sh_coeffs, w2c, K, background, shi
     """Return the arguments as tensors of one dtype and device, or raise a ValueError that names what is wrong."""
     if not isinstance(means, Tensor) or not means.is_floating_point() or means.ndim != 2 or means.shape[1] != 3:
         raise ValueError(f"means: expected a float tensor (N, 3), got {getattr(means, 'dtype', type(means).__name__)} {tuple(getattr(means, 'shape', ()))}")
+    if means.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"means: expected float32 or float64, got {means.dtype}")
     N, where = len(means), {"dtype": means.dtype, "device": means.device}
+    for name, value in {"quats": quats, "scales": scales, "opacities": opacities, "sh_coeffs": sh_coeffs}.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
+    for name, value in {"w2c": w2c, "K": K, "background": background}.items():
+        if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
+            raise ValueError(f"{name}: expected a tensor or an array, got {type(value).__name__}")
     w2c, K, background = (torch.as_tensor(v).to(**where) for v in (w2c, K, background))
     shifts = means.new_zeros(N, 2) if shifts is None else shifts
     wanted = {"quats": (quats, (N, 4)), "scales": (scales, (N, 3)), "opacities": (opacities, (N,)), "background": (background, (3,)), "K": (K, (3, 3)), "shifts": (shifts, (N, 2))}
@@ -378,6 +386,8 @@ def rasterize(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, s
             raise ValueError(f"sh_degree: expected 0 to {int(sh.shape[1] ** 0.5) - 1} for {sh.shape[1]} coefficients, got {sh_degree!r}")
         sh = sh[:, : (sh_degree + 1) ** 2]
     if backend == "numba":
+        if quats.dtype == torch.float64:
+            quats = quats / quats.detach().abs().amax(1, keepdim=True)       # the kernels are float32, which some norms leave
         with alone():
             return Rendering(*_Compiled.apply(means, quats, scales, opacities, sh, w2c, K, background, shifts, width, height, bool(antialiased)))
     if backend == "gsplat":
