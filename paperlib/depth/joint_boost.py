@@ -134,7 +134,6 @@ class JointBoost:
     ----------
     column_, theta_ : (rounds,) question and threshold of each stump
     below_, above_ : (rounds, C) what it answers
-    costs_ : (rounds,) weighted squared error after each round over that of answering 0
     """
 
     def __init__(self, rounds: int = 200, candidates: int = 100, thresholds: int = 12, share: bool = True, seed: int = 0):
@@ -154,16 +153,15 @@ class JointBoost:
         index, level, ends = above_zero(counts, theta)
         w = np.ones(len(target)) if weight is None else weight / weight.mean()
         both = np.concatenate([np.repeat(w[:, None], C, 1), np.where(target[:, None] == np.arange(C), w[:, None], -w[:, None])], 1).astype(np.float32)
-        stumps, self.costs_ = [], []
+        stumps = []
         for _ in range(self.rounds):
             columns = rng.choice(len(counts), min(len(counts), self.candidates), replace=False)
             sums = np.empty((len(columns), len(theta) + 1, 2 * C))
             _bin_sums(index, level, ends, columns, both, sums)
-            j, t, shared, gain = _best_stump(sums, max(1, C - 1) if self.share else 1)
+            j, t, shared, _ = _best_stump(sums, max(1, C - 1) if self.share else 1)
             below, above = stump_answers(sums[j], t, shared)
             _reweigh(counts[columns[j]] >= theta[t], below, above, target, both)
             stumps.append((columns[j], theta[t], below, above))
-            self.costs_.append(1 - gain / sums[j, :, :C].sum())
         self.column_, self.theta_, self.below_, self.above_ = (np.array(v) for v in zip(*stumps))
         return self
 
