@@ -268,6 +268,11 @@ def test_a_folder_with_gaps_says_which(own_folder):
     short = SHORT | {"data": "folder", "folder": str(own_folder)}
     with pytest.raises(ValueError, match="classes=200: the training set has"):
         paperlib.reproduce("perspective", "small", device="cpu", **(short | {"classes": 200}))
+    shutil.move(own_folder / "test" / "label", own_folder / "hidden")
+    with pytest.raises(ValueError, match="labels in the training set only"):
+        paperlib.reproduce("perspective", "small", device="cpu", **short)
+    shutil.move(own_folder / "hidden", own_folder / "test" / "label")
+    assert perspective.load_frames(paperlib.paper("perspective").preset("small", short | {"height": 24, "classes": 3}), 0)[1].rgb.shape[2:] == (24, 32)
     label = next((own_folder / "train" / "label").iterdir())
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(label)
     with pytest.raises(ValueError, match=rf"{label.name}: expected a grey picture of \(48, 64\)"):

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core.data import read_image
 from ..core.metrics import depth_scores
 from ..core.paper import Claim, Paper, Preset
-from ..core.scenes import LABELS, Frames, RoomConfig, SceneStream, nyuv2, open3d_rgbd, redkitchen
+from ..core.scenes import LABELS, Frames, Recorded, RoomConfig, SceneStream, nyuv2, open3d_rgbd, redkitchen
 from .joint_boost import STUMPS, HistBoost, JointBoost
 from .pixel_features import COLOURS, DESCRIPTORS, Columns, Vocabulary, draw_columns, rectangle_counts
 
@@ -518,24 +518,29 @@ PAPER = Paper(
 # %% ../../nbs/depth/perspective.ipynb #load-frames
 def load_frames(preset: PerspectivePreset, seed: int) -> tuple[Frames, Frames]:
     """Return training and test pictures of a preset, ``height`` rows each; recorded ones evenly over their sets."""
-    size = (preset.height, preset.height * 4 // 3)
     if preset.data == "rooms":
+        size = (preset.height, preset.height * 4 // 3)
         return room_frames(preset.frames, size, seed), room_frames(preset.test_frames, size, UNSEEN)
     if preset.data == "folder":
         sets = [folder_frames(Path(preset.folder).expanduser() / part) for part in ("train", "test")]
     else:
         read = {"redkitchen": redkitchen, "nyu": nyuv2}[preset.data]
         sets = [read(split=part) for part in ("train", "test")]
-    picked = []
-    for whole, n in zip(sets, (preset.frames, preset.test_frames)):
-        at = np.unique(np.linspace(0, len(whole) - 1, min(n, len(whole))).round().astype(int))
-        picked.append(Frames.cat([whole[int(i)].resize(*size) for i in at]))
-    return relabel(*picked, preset.classes)
+    at = [np.unique(np.linspace(0, len(whole) - 1, min(n, len(whole))).round().astype(int)) for whole, n in zip(sets, (preset.frames, preset.test_frames))]
+    picked = [[whole[int(i)] for i in chosen] for whole, chosen in zip(sets, at)]
+    height, width = picked[0][0].rgb.shape[2:]
+    for frame in sum(picked, []):
+        if frame.rgb.shape[2:] != (height, width):
+            raise ValueError(f"{frame.names[0]}: {tuple(frame.rgb.shape[2:])} pixels, the others {(height, width)}; expected one size, or shapes would be stretched")
+    train, test = (Frames.cat([frame.resize(preset.height, round(preset.height * width / height)) for frame in part]) for part in picked)
+    return relabel(train, test, preset.classes)
 
 
 def relabel(train: Frames, test: Frames, classes: int) -> tuple[Frames, Frames]:
     """Return both sets with the training set's most frequent labels as 0 to ``classes`` - 1 and all others, and 0, as -1."""
-    if train.semantic is None or test.semantic is None:
+    if (train.semantic is None) != (test.semantic is None):
+        raise ValueError(f"labels in the {'test' if train.semantic is None else 'training'} set only; expected them in both or in neither")
+    if train.semantic is None:
         return tuple(Frames(f.rgb, f.depth, f.mask, f.camera, names=f.names) for f in (train, test))
     count = torch.bincount(train.semantic[train.semantic > 0].flatten(), minlength=2)
     if (count > 0).sum() < classes:
@@ -561,16 +566,15 @@ def folder_frames(path: str | Path):
     files = sorted(folder.glob("*.png"))
     if len(files) != len(recorded):
         raise ValueError(f"{folder}: {len(files)} labels for {len(recorded)} pictures; expected as many")
-    of, plain = dict(zip(recorded.names, files)), recorded._read
+    of = dict(zip(recorded.names, files))
 
     def read(name: str) -> Frames:
-        frame, label = plain(name), read_image(of[name])
+        frame, label = recorded[name], read_image(of[name])
         if label.shape != tuple(frame.rgb.shape[2:]):
             raise ValueError(f"{of[name]}: expected a grey picture of {tuple(frame.rgb.shape[2:])} pixels, got {label.shape}")
         return replace(frame, semantic=torch.from_numpy(label.astype(np.int64))[None])
 
-    recorded._read = read
-    return recorded
+    return Recorded(recorded.name, recorded.names, read, recorded.licence)
 
 # %% ../../nbs/depth/perspective.ipynb #settings
 def settings_of(preset: PerspectivePreset, train: Frames, seed: int) -> dict:
