@@ -34,7 +34,7 @@ test: .venv/.developer  ## everything that CI runs
 	$(BIN)/ruff check .
 	$(BIN)/paperlib check $(if $(wildcard ../shared/notes/points.tsv),--notes ../shared/notes/points.tsv)
 	$(BIN)/paperlib report --check > /dev/null
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadfile --durations 25 tests --ignore tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -n 2 --dist loadgroup --durations 25 tests --ignore tests/test_browser.py
 	$(MAKE) notebooks-test
 	$(BIN)/paperlib run srcnn -s 1
 	$(MAKE) docs
