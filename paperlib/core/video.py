@@ -32,7 +32,7 @@ __all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digi
            'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
            'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'unroll',
            'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost', 'require_video',
-           'evaluate']
+           'evaluate', 'Curve']
 
 # %% ../../nbs/core/video.ipynb #motion
 def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
@@ -614,3 +614,25 @@ def evaluate(model: nn.Module, given: Material, frames_in: int, frames_out: int,
     found |= {f"mse_{name}": by_frame(mse_sum_frame(f(given.test[:, :n], frames_out), truth)) for name, f in given.baselines.items()}
     spent = cost(model, given.test[:4, :n].to(device), 0, frames_out)
     return found | {"loss_last": statistics.fmean(losses[-max(1, len(losses) // 20):]), "parameters": spent.parameters, "gmacs": spent.gmacs, "kept_mb": spent.kept_mb}
+
+# %% ../../nbs/core/video.ipynb #curve
+class Curve:
+    """A hook for `fit` that scores a network ``points`` times in ``steps`` steps, on the first ``clips`` test clips: ``errors`` is step -> squared error a frame, summed over pixels."""
+
+    def __init__(self, given: Material, frames_in: int, frames_out: int, steps: int, device: str | torch.device, points: int = 10, clips: int = 50):
+        self.at, self.clips = {max(1, round(steps * (i + 1) / points)) for i in range(points)}, given.test[:clips]
+        self.frames, self.device, self.errors = (frames_in, frames_out), device, {}
+
+    def on_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
+        if done in self.at:
+            n, m = self.frames
+            was = model.training
+            forecast = predict(model.eval(), self.clips, n, m, self.device)
+            model.train(was)
+            self.errors[str(done)] = mse_sum_frame(forecast, self.clips[:, n:n + m]).mean().item()
+
+    def state_dict(self) -> dict:
+        return dict(self.errors)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.errors = dict(state)

@@ -19,7 +19,7 @@ from ..core.layers import ConvLSTMCell
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, by_frame, evaluate, material, predict, require_video, unroll
+from ..core.video import WORLDS, Curve, by_frame, evaluate, material, predict, require_video, unroll
 
 # %% auto #0
 __all__ = ['BRANCHES', 'SHORT', 'PAPER', 'MODELS', 'taylor', 'kernel_to_moments', 'moments_to_kernel', 'derivatives', 'PhyCell',
@@ -437,7 +437,7 @@ def config_of(preset: PhyDNetPreset, channels: int) -> dict:
     return {"channels": channels} | {k: getattr(preset, k) for k in names}
 
 
-def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPreset, seed: int, device: torch.device, desc: str = "phydnet"):
+def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "phydnet"):
     """Train by the squared error of all predicted frames and the moment loss; return the history of `fit`."""
     forced, n = Forcing(preset.forced * preset.steps, seed), preset.frames_in
     held = preset.moments > 0 and preset.branches in ("both", "physical")
@@ -449,7 +449,7 @@ def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPrese
         return error + preset.moments * model.moment_loss() if held else error
 
     optimizer = torch.optim.Adam(model.parameters(), preset.lr)
-    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, hooks=(forced,), desc=desc)
+    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, hooks=(forced, *hooks), desc=desc)
 
 # %% ../../nbs/sequence/phydnet.ipynb #sound
 def require_sound(preset: PhyDNetPreset) -> None:
@@ -486,9 +486,10 @@ def experiment(preset: PhyDNetPreset, seed: int, device: torch.device) -> dict:
     clips, truth = given.test, given.test[:, n:n + m]
     config = config_of(preset, clips.shape[2])
     model = MODELS[preset.space](**config)
-    history = train(model, given.batches, preset, seed, device)
+    curve = Curve(given, n, m, preset.steps, device)
+    history = train(model, given.batches, preset, seed, device, (curve,))
     model.eval()
-    result = evaluate(model, given, n, m, history.loss, device)
+    result = evaluate(model, given, n, m, history.loss, device) | {"mse_curve": curve.errors}
     if preset.branches in ("both", "physical"):
         result["moment_loss"] = model.moment_loss().item()
         equation = lambda past, frames: model(past, frames, correct=False)

@@ -20,7 +20,7 @@ from ..core.layers import ConvLSTMCell, Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, Material, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_video, unroll
+from ..core.video import WORLDS, Curve, Material, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_video, unroll
 
 # %% auto #0
 __all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
@@ -503,10 +503,11 @@ def experiment(preset: SimVPPreset, seed: int, device: torch.device) -> dict:
     clips = given.test
     config = config_of(preset, clips.shape[2], tuple(clips.shape[3:]))
     model, keep = SimVP(**config), Keep(max(1, round(preset.early * preset.steps)) if preset.early else 0)
-    history = train(model, given.batches, preset, seed, device, (keep,))
+    curve = Curve(given, n, m, preset.steps, device)
+    history = train(model, given.batches, preset, seed, device, (keep, curve))
     model.eval()
     truth, ahead = clips[:, n:n + m], min(preset.long, clips.shape[1] - n)
-    result = evaluate(model, given, n, m, history.loss, device)
+    result = evaluate(model, given, n, m, history.loss, device) | {"mse_curve": curve.errors}
     late = history.loss[-max(2, len(history.loss) // 20):]
     result["loss_spread"] = statistics.pstdev(late) / statistics.fmean(late)
     if given.figure is not None:

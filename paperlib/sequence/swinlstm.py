@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, evaluate, material, require_video, unroll
+from ..core.video import WORLDS, Curve, evaluate, material, require_video, unroll
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
@@ -354,11 +354,11 @@ def config_of(preset: SwinLSTMPreset, channels: int, side: tuple[int, int]) -> d
     return {"img_size": side, "in_chans": channels, "depths_up": preset.depths_up or None, "drop_path_rate": preset.drop_path} | {k: getattr(preset, k) for k in names}
 
 
-def train(model: SwinLSTM, batches: Callable[..., Tensor], preset: SwinLSTMPreset, seed: int, device: torch.device, desc: str = "swinlstm"):
+def train(model: SwinLSTM, batches: Callable[..., Tensor], preset: SwinLSTMPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "swinlstm"):
     """Train by the squared error of all predicted frames, fed with its own output after the frames given; return the history of `fit`."""
     n, m = preset.frames_in, preset.frames_out
     loss = lambda net, clips: F.mse_loss(net(clips[:, :n], m, all_steps=True), clips[:, 1:n + m])
-    return fit(model, batches, loss, torch.optim.Adam(model.parameters(), preset.lr), preset.steps, seed=seed, device=device, desc=desc)
+    return fit(model, batches, loss, torch.optim.Adam(model.parameters(), preset.lr), preset.steps, seed=seed, device=device, hooks=hooks, desc=desc)
 
 
 def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
@@ -368,8 +368,9 @@ def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
     given = material(preset.data, preset.size, n + m, n + m, preset.batch_size, preset.test_clips, seed)
     config = config_of(preset, given.test.shape[2], tuple(given.test.shape[3:]))
     model = SwinLSTM(**config)
-    history = train(model, given.batches, preset, seed, device)
+    curve = Curve(given, n, m, preset.steps, device)
+    history = train(model, given.batches, preset, seed, device, (curve,))
     model.eval()
-    result = evaluate(model, given, n, m, history.loss, device)
+    result = evaluate(model, given, n, m, history.loss, device) | {"mse_curve": curve.errors}
     save_weights(model, f"{preset.data}_{preset.size}", {"model": "SwinLSTM", "trained_on": preset.data, "config": config})
     return result
