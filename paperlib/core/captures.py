@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +21,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, dataset
-from .scenes import Camera, opengl_to_opencv, orbit_cameras, project, render, sparse_points, still_life
+from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, dataset
+from .scenes import Camera, invert_pose, opengl_to_opencv, orbit_cameras, project, render, sparse_points, still_life
 from .splats import _ply_table
 
 # %% auto #0
 __all__ = ['CAPTURES', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus', 'depth_range',
-           'read_transforms', 'read_blender', 'read_lego', 'read_capture', 'capture']
+           'read_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff', 'ColmapCamera', 'ColmapImage',
+           'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap', 'read_capture', 'capture']
 
 # %% ../../nbs/core/captures.ipynb #area
 def _area(n: int, m: int) -> Tensor:
@@ -91,7 +93,7 @@ class Capture:
 
     ``images`` (V, H, W, 3) or (V, H, W, 4), float32 in [0, 1], alpha straight; ``camera`` with V poses; ``names``, one a view, in natural order;
     ``points`` (P, 3) in the world and ``colors`` (P, 3) in [0, 1], or None; ``near``, ``far`` along the cameras' z; ``synthetic``; ``source``: one
-    line for captions, with the licence; ``notes``: what the reader left out or changed; ``depth`` (V, 1, H, W), 0 where nothing is, or None.
+    line for captions, with the licence; ``notes``: what the reader left out or changed; ``depth`` (V, 1, H, W), 0 where nothing is, or None; ``expected``: pictures that the files speak of, V if 0.
 
     Raises
     ------
@@ -110,6 +112,7 @@ class Capture:
     source: str
     notes: tuple[str, ...] = ()
     depth: Tensor | None = None
+    expected: int = 0
 
     def __post_init__(self):
         V, size = len(self.names), (self.camera.height, self.camera.width)
@@ -331,7 +334,7 @@ def _take(view: _View, size: int | tuple[int, int] | None, maps: dict) -> tuple[
 
 
 def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source: str, points: Tensor | None = None, colors: Tensor | None = None,
-              near: float | None = None, far: float | None = None, notes: Sequence[str] = ()) -> Capture:
+              near: float | None = None, far: float | None = None, notes: Sequence[str] = (), expected: int = 0) -> Capture:
     """Read the pictures of views, in natural order of names, and return the capture."""
     views = sorted(views, key=lambda v: _natural(v.name))
     maps, taken = {}, []
@@ -354,7 +357,7 @@ def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source
         near, far = depth_range(camera, points)
     zoom = max((flat.fx / lens.fx for lens, (flat, _) in maps.items()), default=None)
     notes = (*notes, *([] if zoom is None else [f"distortion straightened, at most {100 * (zoom - 1):.1f} % of a side cut"]))
-    return Capture(images, camera, tuple(v.name for v in views), points, colors, near, far, False, source, notes)
+    return Capture(images, camera, tuple(v.name for v in views), points, colors, near, far, False, source, notes, expected=max(expected, len(views)))
 
 
 def _natural(name: str) -> list:
@@ -521,7 +524,7 @@ def read_transforms(path: str | Path, size: int | tuple[int, int] | None = None,
         at = (1, 1) if {"w", "h"} <= fields.keys() else _picture_size(picture)
         views.append(_View(name, picture, _json_lens(fields, at, where), opengl_to_opencv(torch.from_numpy(pose)).numpy()))
     points, colors = _points_beside(root, data.get("ply_file_path"))
-    return _assemble(views, size, source or str(file), points, colors, near, far, notes)
+    return _assemble(views, size, source or str(file), points, colors, near, far, notes, len(frames))
 
 
 def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor | None]:
@@ -580,13 +583,346 @@ def read_lego(path: str | Path, size: int | tuple[int, int] | None = None, split
     whole = Capture(straight, camera, tuple(f"train/r_{i}" for i in range(V)), None, None, 2.0, 6.0, False, source)
     return whole.resized(*_target(size, H, W))
 
+# %% ../../nbs/core/captures.ipynb #llff
+def mean_pose(c2w: Tensor) -> Tensor:
+    """Return the mean camera (4, 4) of poses (V, 4, 4), OpenCV axes: mean position, mean forward axis, and down as near to the mean as it can be."""
+    z = F.normalize(c2w[:, :3, 2].sum(0), dim=0)
+    x = F.normalize(torch.linalg.cross(c2w[:, :3, 1].sum(0), z), dim=0)
+    out = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
+    out[:3] = torch.stack([x, torch.linalg.cross(z, x), z, c2w[:, :3, 3].mean(0)], -1)
+    return out
+
+
+def read_llff(path: str | Path, size: int | tuple[int, int] | None = None, images: str | None = None, rescale: bool = True, recenter: bool = True,
+              source: str = "") -> Capture:
+    """Read an LLFF folder: poses_bounds.npy and images/ (or images_8/, images_4/, images_2/).
+
+    Parameters
+    ----------
+    path : the folder
+    size, images, source : as for `read_transforms`; without ``images`` the largest pictures are taken
+    rescale, recenter : as NeRF does: near becomes 4/3, the mean camera the origin
+
+    Raises
+    ------
+    FileNotFoundError
+        No poses_bounds.npy, or no folder of pictures.
+    ValueError
+        Another shape of the array, another number of pictures, a pose that is none, bounds out of order; by the row.
+    """
+    root = Path(path).expanduser()
+    file = root / "poses_bounds.npy"
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    try:
+        rows = np.load(file, allow_pickle=False).astype(np.float64)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file} is no array of numbers, or it is cut short: {error}") from error
+    if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
+        raise ValueError(f"{file}: expected an array (pictures, 17), got {rows.shape}")
+    folder = next((f for name in ([images] if images else ("images", "images_2", "images_4", "images_8")) if (f := root / name).is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"{root}: no folder {images or 'images/'} with the pictures of {file.name}")
+    pictures = sorted((p for p in folder.iterdir() if p.suffix in _SUFFIXES), key=lambda p: p.name)
+    if len(pictures) != len(rows):
+        raise ValueError(f"{file} has {len(rows)} rows, {folder} {len(pictures)} pictures: they belong together by order, so as many are needed")
+    poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
+    if bad := np.flatnonzero(~((bounds[:, 0] > 0) & (bounds[:, 1] > bounds[:, 0]) & np.isfinite(bounds).all(1))).tolist():
+        raise ValueError(f"{file}: row {bad[0]} ({pictures[bad[0]].name}): expected 0 < near < far in its last two numbers, got {bounds[bad[0]].tolist()}")
+    c2w = np.stack([_pose(np.stack([p[:, 1], p[:, 0], -p[:, 2], p[:, 3]], 1), f"{file}: row {i} ({pictures[i].name})") for i, p in enumerate(poses)])
+    scale = 1 / (0.75 * bounds.min()) if rescale else 1.0
+    c2w[:, :3, 3] *= scale
+    if recenter:
+        c2w = (invert_pose(mean_pose(torch.from_numpy(c2w))) @ torch.from_numpy(c2w)).numpy()
+    views = []
+    for i, (picture, pose) in enumerate(zip(pictures, c2w)):
+        H, W, f = (_number({"value": v}, "value", f"{file}: row {i}, {what}", positive=True) for what, v in zip(("height", "width", "focal length"), poses[i, :, 4].tolist()))
+        views.append(_View(picture.name, picture, Lens(H, W, f, f, W / 2, H / 2), pose))
+    return _assemble(views, size, source or str(root), near=scale * bounds.min(), far=scale * bounds.max())
+
+# %% ../../nbs/core/captures.ipynb #colmap-model
+class ColmapCamera(NamedTuple):
+    """Model by COLMAP's name, size in pixels, parameters in COLMAP's order."""
+
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+
+class ColmapImage(NamedTuple):
+    """Name, camera's id, world to camera as quaternion wxyz and translation; keypoints xy (N, 2), and the ids (N,) of their points, -1 for none."""
+
+    name: str
+    camera: int
+    q: tuple[float, float, float, float]
+    t: tuple[float, float, float]
+    xy: np.ndarray
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Colmap:
+    """A sparse model: cameras and images by id; points: ids (P,), xyz (P, 3) float64, rgb (P, 3) uint8, error (P,) pixels, tracks: P arrays (L, 2)
+    of image id and index of the keypoint in it."""
+
+    cameras: dict[int, ColmapCamera]
+    images: dict[int, ColmapImage]
+    ids: np.ndarray
+    xyz: np.ndarray
+    rgb: np.ndarray
+    error: np.ndarray
+    tracks: list[np.ndarray]
+
+# %% ../../nbs/core/captures.ipynb #colmap-kinds
+_KINDS = {  # number in the files: name, number of parameters, names of those after focal lengths and centre, or None if it is not read
+    0: ("SIMPLE_PINHOLE", 3, ""), 1: ("PINHOLE", 4, ""), 2: ("SIMPLE_RADIAL", 4, "k1"), 3: ("RADIAL", 5, "k1 k2"), 4: ("OPENCV", 8, "k1 k2 p1 p2"),
+    5: ("OPENCV_FISHEYE", 8, "k1 k2 k3 k4"), 6: ("FULL_OPENCV", 12, "k1 k2 p1 p2 k3 k4 k5 k6"), 7: ("FOV", 5, None), 8: ("SIMPLE_RADIAL_FISHEYE", 4, "k1"),
+    9: ("RADIAL_FISHEYE", 5, "k1 k2"), 10: ("THIN_PRISM_FISHEYE", 12, None), 11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16, None), 12: ("SIMPLE_DIVISION", 4, None),
+    13: ("DIVISION", 5, None), 14: ("SIMPLE_FISHEYE", 3, ""), 15: ("FISHEYE", 4, ""), 16: ("EUCM", 6, None), 17: ("EQUIRECTANGULAR", 2, None)}
+_BY_NAME = {name: (number, count, extra) for number, (name, count, extra) in _KINDS.items()}
+
+
+def _colmap_lens(camera: ColmapCamera, where: str) -> Lens:
+    """Return the lens of one of COLMAP's cameras."""
+    _, count, extra = _BY_NAME[camera.model]
+    if extra is None:
+        raise ValueError(f"{where}: camera model {camera.model} is not read; run COLMAP's image_undistorter, which writes PINHOLE")
+    single = count - len(extra.split()) == 3                                      # one focal length for both axes
+    fx, fy, cx, cy = (camera.params[0], *camera.params[:3]) if single else camera.params[:4]
+    k = camera.params[3 if single else 4:]
+    if not all(map(math.isfinite, camera.params)) or min(fx, fy, camera.width, camera.height) <= 0:
+        raise ValueError(f"{where}: expected finite parameters and a focal length above 0, got {camera.params} for {camera.width} x {camera.height} pixels")
+    return Lens(camera.height, camera.width, fx, fy, cx, cy, "fisheye" if "FISHEYE" in camera.model else "radial", k)
+
+# %% ../../nbs/core/captures.ipynb #colmap-binary
+class _Bytes:
+    """A binary file that is read from front to back; ValueError says where it is cut short."""
+
+    def __init__(self, file: Path):
+        self.file, self.data, self.at = file, file.read_bytes(), 0
+
+    def take(self, layout: str) -> tuple:
+        """Return the next values of a struct layout."""
+        try:
+            values = struct.unpack_from("<" + layout, self.data, self.at)
+        except struct.error as error:
+            raise ValueError(f"{self.file}: cut short: it ends at byte {len(self.data)} within a record") from error
+        self.at += struct.calcsize("<" + layout)
+        return values
+
+    def array(self, dtype: np.dtype, count: int) -> np.ndarray:
+        """Return the next rows of a table."""
+        if self.at + count * dtype.itemsize > len(self.data):
+            raise ValueError(f"{self.file}: cut short: {count} rows of {dtype.itemsize} bytes are announced at byte {self.at}, the file has {len(self.data)}")
+        self.at += count * dtype.itemsize
+        return np.frombuffer(self.data, dtype, count, self.at - count * dtype.itemsize)
+
+    def text(self) -> str:
+        """Return the next text, which ends with a zero."""
+        end = self.data.find(b"\0", self.at)
+        if end < 0:
+            raise ValueError(f"{self.file}: cut short: it ends within a name")
+        self.at, start = end + 1, self.at
+        return self.data[start:end].decode("utf-8", "replace")
+
+
+_KEYPOINTS, _TRACK = np.dtype([("x", "<f8"), ("y", "<f8"), ("id", "<i8")]), np.dtype([("image", "<i4"), ("index", "<i4")])
+
+
+def _read_binary(folder: Path) -> Colmap:
+    """Return a model from its three binary files."""
+    f, cameras, images, rows, tracks = _Bytes(folder / "cameras.bin"), {}, {}, [], []
+    for _ in range(f.take("Q")[0]):
+        number, kind, width, height = f.take("iiQQ")
+        if kind not in _KINDS:
+            raise ValueError(f"{f.file}: camera {number} has the model number {kind}; known are 0 to {max(_KINDS)}")
+        cameras[number] = ColmapCamera(_KINDS[kind][0], width, height, f.take(f"{_KINDS[kind][1]}d"))
+    f = _Bytes(folder / "images.bin")
+    for _ in range(f.take("Q")[0]):
+        number, *pose, camera = f.take("i7di")
+        name, keypoints = f.text(), f.array(_KEYPOINTS, f.take("Q")[0])
+        images[number] = ColmapImage(name, camera, tuple(pose[:4]), tuple(pose[4:]), np.stack([keypoints["x"], keypoints["y"]], 1), keypoints["id"])
+    f = _Bytes(folder / "points3D.bin")
+    for _ in range(f.take("Q")[0]):
+        rows.append(f.take("Q3d3BdQ"))
+        track = f.array(_TRACK, rows[-1][-1])
+        tracks.append(np.stack([track["image"], track["index"]], 1))
+    return _model(cameras, images, rows, tracks)
+
+
+def _model(cameras: dict, images: dict, rows: list, tracks: list) -> Colmap:
+    """Return a model from rows of points: id, x, y, z, r, g, b, error, and more."""
+    table = np.array([r[:8] for r in rows], np.float64).reshape(-1, 8)
+    return Colmap(cameras, images, table[:, 0].astype(np.int64), table[:, 1:4], table[:, 4:7].astype(np.uint8), table[:, 7], tracks)
+
+# %% ../../nbs/core/captures.ipynb #colmap-text
+def _records(file: Path, lines_each: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of the line, lines) for each record of a text file."""
+    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1) if not line.startswith("#")]
+    at = 0
+    while at < len(lines):
+        if lines[at][1].strip():
+            yield lines[at][0], [line for _, line in lines[at:at + lines_each]]
+            at += lines_each
+        else:
+            at += 1
+
+
+def _read_text(folder: Path) -> Colmap:
+    """Return a model from its three text files."""
+    cameras, images, rows, tracks = {}, {}, [], []
+    where = folder
+    try:
+        for n, (line,) in _records(folder / "cameras.txt"):
+            where = f"{folder / 'cameras.txt'}, line {n}"
+            number, kind, width, height, *params = line.split()
+            if kind not in _BY_NAME or len(params) != _BY_NAME[kind][1]:
+                raise ValueError(f"camera model {kind} with {len(params)} parameters; known are {', '.join(_BY_NAME)}")
+            cameras[int(number)] = ColmapCamera(kind, int(width), int(height), tuple(map(float, params)))
+        for n, lines in _records(folder / "images.txt", 2):
+            where = f"{folder / 'images.txt'}, line {n}"
+            number, *pose, camera, name = lines[0].split(maxsplit=9)
+            keypoints = np.array(lines[1].split() if len(lines) > 1 else [], np.float64).reshape(-1, 3)
+            images[int(number)] = ColmapImage(name.strip(), int(camera), tuple(map(float, pose[:4])), tuple(map(float, pose[4:])), keypoints[:, :2], keypoints[:, 2].astype(np.int64))
+            if len(pose) != 7:
+                raise ValueError(f"expected id, four numbers, three, camera and name, got {lines[0]!r}")
+        for n, (line,) in _records(folder / "points3D.txt"):
+            where = f"{folder / 'points3D.txt'}, line {n}"
+            values = line.split()
+            rows.append([float(v) for v in values[:8]])
+            tracks.append(np.array(values[8:], np.int64).reshape(-1, 2))
+            if len(rows[-1]) != 8:
+                raise ValueError("expected id, x, y, z, r, g, b, error and a track")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return _model(cameras, images, rows, tracks)
+
+# %% ../../nbs/core/captures.ipynb #colmap-write
+def colmap_model(folder: str | Path) -> Colmap:
+    """Read a sparse model of COLMAP, from .bin files, else from .txt; rigs and frames of 3.12 and later are not needed.
+
+    Raises
+    ------
+    FileNotFoundError
+        One of cameras, images, points3D is missing.
+    ValueError
+        A file is cut short or holds what does not belong there, by record or line.
+    """
+    folder = Path(folder).expanduser()
+    for ending, read in ((".bin", _read_binary), (".txt", _read_text)):
+        there = [(folder / (part + ending)).is_file() for part in ("cameras", "images", "points3D")]
+        if all(there):
+            return read(folder)
+        if any(there):
+            lost = [part + ending for part, found in zip(("cameras", "images", "points3D"), there) if not found]
+            raise FileNotFoundError(f"{folder}: no {', '.join(lost)} beside the other files of the model")
+    raise FileNotFoundError(f"{folder}: no cameras, images and points3D, .bin or .txt")
+
+
+def write_colmap(model: Colmap, folder: str | Path, text: bool = False) -> None:
+    """Write a sparse model as COLMAP's three files, binary or text, into a folder that exists."""
+    folder = Path(folder)
+    say = lambda *values: " ".join(str(v) if isinstance(v, str) else format(v, ".17g") for v in values) + "\n"
+    if text:
+        cameras = [say(i, c.model, c.width, c.height, *c.params) for i, c in model.cameras.items()]
+        images = [say(i, *m.q, *m.t, m.camera, m.name) + say(*(v for (x, y), k in zip(m.xy.tolist(), m.ids.tolist()) for v in (x, y, k))) for i, m in model.images.items()]
+        points = [say(*row, *track.ravel().tolist()) for row, track in zip(_rows(model), model.tracks)]
+        content = {f"{n}.txt": "".join(v).encode() for n, v in (("cameras", cameras), ("images", images), ("points3D", points))}
+    else:
+        count = lambda x: struct.pack("<Q", len(x))
+        cameras = [struct.pack(f"<iiQQ{len(c.params)}d", i, _BY_NAME[c.model][0], c.width, c.height, *c.params) for i, c in model.cameras.items()]
+        images = [struct.pack("<i7di", i, *m.q, *m.t, m.camera) + m.name.encode() + b"\0" + count(m.xy) +
+                  np.array(list(zip(*m.xy.T.tolist(), m.ids.tolist())), _KEYPOINTS).tobytes() for i, m in model.images.items()]
+        points = [struct.pack("<Q3d3Bd", *row) + count(track) + track.astype("<i4").tobytes() for row, track in zip(_rows(model), model.tracks)]
+        content = {f"{n}.bin": count(v) + b"".join(v) for n, v in (("cameras", cameras), ("images", images), ("points3D", points))}
+    for name, data in content.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def _rows(model: Colmap) -> Iterator[list]:
+    """Yield id, x, y, z, r, g, b, error of each point."""
+    return ([i, *p, *c, e] for i, p, c, e in zip(model.ids.tolist(), model.xyz.tolist(), model.rgb.tolist(), model.error.tolist()))
+
+# %% ../../nbs/core/captures.ipynb #read-colmap
+def quaternion_matrix(q: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the rotation (3, 3) of a quaternion wxyz of any norm above 0; ValueError for one that has no direction."""
+    q = np.asarray(q, np.float64)
+    norm = np.linalg.norm(q)
+    if not (np.isfinite(norm) and norm > 1e-12):
+        raise ValueError(f"expected a quaternion wxyz with a norm above 0, got {q.tolist()}")
+    w, x, y, z = q / norm
+    v = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * v + 2 * v @ v
+
+
+def _sparse_models(root: Path) -> list[tuple[int, Path]]:
+    """Return (registered pictures, folder) of each sparse model in or below a folder, the largest first."""
+    found = []
+    for pattern in (".", "sparse", "sparse/*", "colmap/sparse/*", "[0-9]*"):
+        for folder in sorted(root.glob(pattern)) if pattern != "." else [root]:
+            if (file := folder / "images.bin").is_file():
+                found.append((_Bytes(file).take("Q")[0], folder))
+            elif (file := folder / "images.txt").is_file():
+                found.append((sum(1 for _ in _records(file, 2)), folder))
+    return sorted(dict.fromkeys(found), key=lambda f: -f[0])
+
+
+def read_colmap(path: str | Path, size: int | tuple[int, int] | None = None, images: str | None = None, near: float | None = None,
+                far: float | None = None, source: str = "") -> Capture:
+    """Read photos and the sparse model that COLMAP made of them; of several models the largest.
+
+    Parameters
+    ----------
+    path : folder with sparse/, sparse/0/ ... and images/ (or images_2/ ... beside it); or that of a model, its pictures in images/ above it
+    size, images, near, far, source : as for `read_transforms`; ``images`` may be a path of its own
+
+    Raises
+    ------
+    FileNotFoundError
+        No model, or none of its pictures.
+    ValueError
+        A damaged model, no registered picture, an image whose camera is missing, a quaternion of norm 0, a camera model that is not read.
+    """
+    root = Path(path).expanduser()
+    models = _sparse_models(root)
+    if not models:
+        raise FileNotFoundError(f"{root}: no sparse model: expected sparse/0/cameras.bin, images.bin, points3D.bin, or .txt")
+    count, folder = models[0]
+    if not count:
+        raise ValueError(f"{folder}: its model has no registered picture; the photos share too little, or too few features were found")
+    model = colmap_model(folder)
+    base = next((p for p in (root, *list(root.resolve().parents)[:3]) if any((p / n).is_dir() for n in ("images", "images_2", "images_4", "images_8"))), root)
+    registered = sorted(model.images.items(), key=lambda item: item[1].name)
+    files, notes = _present(base, [m.name for _, m in registered], images, folder)
+    views, lenses = [], {}
+    for (number, m), picture in zip(registered, files):
+        where = f"{folder}: image {number} ({m.name})"
+        if m.camera not in model.cameras:
+            raise ValueError(f"{where}: its camera {m.camera} is not among the cameras")
+        lens = lenses.get(m.camera) or lenses.setdefault(m.camera, _colmap_lens(model.cameras[m.camera], f"{folder}: camera {m.camera}"))
+        try:
+            R = quaternion_matrix(m.q)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if picture is not None:
+            w2c = _pose(np.column_stack([R, m.t]), where)
+            views.append(_View(m.name, picture, lens, invert_pose(torch.from_numpy(w2c)).numpy()))
+    photos = sum(p.suffix in _SUFFIXES for p in views[0].file.parent.iterdir())
+    notes += [f"{len(registered)} of {photos} photos are registered"] if photos > len(registered) else []
+    notes += [f"{len(models)} models, with {', '.join(str(n) for n, _ in models)} pictures: the largest is taken, {folder.name}"] if len(models) > 1 else []
+    points = (torch.from_numpy(model.xyz).float(), torch.from_numpy(model.rgb).float() / 255) if len(model.ids) else (None, None)
+    return _assemble(views, size, source or str(root), *points, near, far, notes, max(photos, len(registered)))
+
 # %% ../../nbs/core/captures.ipynb #read-capture
 def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **options: Any) -> Capture:
     """Read a folder or file of any layout that the library knows, recognised by its files.
 
     Parameters
     ----------
-    path : folder with transforms.json or transforms_train.json (Blender, instant-ngp, nerfstudio); or such a file itself
+    path : folder with transforms.json (instant-ngp, nerfstudio), transforms_train.json (Blender), a sparse model of COLMAP, or poses_bounds.npy
+        (LLFF); tried in this order; or a .json file itself
     size : as for `capture`
     options : of the reader
 
@@ -602,13 +938,21 @@ def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **
         return read_transforms(path, size, **options)
     if (path / "transforms_train.json").is_file():
         return read_blender(path, size=size, **options)
-    raise FileNotFoundError(f"{path}: expected transforms.json or transforms_train.json")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is neither a folder nor a .json file")
+    if _sparse_models(path):
+        return read_colmap(path, size, **options)
+    if (path / "poses_bounds.npy").is_file():
+        return read_llff(path, size, **options)
+    photos = sum(p.suffix in _SUFFIXES for folder in (path, path / "images") if folder.is_dir() for p in folder.iterdir())
+    hint = f"; it holds {photos} photos: paperlib data photos {path} finds their cameras" if photos else ""
+    raise FileNotFoundError(f"{path}: no cameras: expected transforms.json, transforms_train.json, sparse/ (COLMAP) or poses_bounds.npy (LLFF){hint}")
 
 # %% ../../nbs/core/captures.ipynb #door
 CAPTURES = ("still_life", "lego", "fox")
 
 
-def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None = None, **options: Any) -> Capture:
+def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None = None, seed: int | str = 0, **options: Any) -> Capture:
     """Return a capture: our own scene, a recorded set, or a folder.
 
     Parameters
@@ -616,7 +960,8 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
     name : "still_life" (synthetic, always there); "lego", "fox" (recorded sets, looked for as `dataset` of core.data does); else a folder, or
         a .json file, whose layout is recognised: see `read_capture`
     size : the longer side of the pictures or (height, width), in pixels; None is the size in the files, 100 for "still_life"
-    options : of the reader: `own_scene` takes ``seed``, ``views``, ``n_points``, ``samples``, ``radius``; the others are those of `read_capture`
+    seed : of "still_life"; nothing in the others is drawn
+    options : of the reader: `own_scene` takes ``views``, ``n_points``, ``samples``, ``radius``; the others are those of `read_capture`
 
     Returns
     -------
@@ -630,11 +975,9 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
         An unknown name, a size larger than the pictures, or anything that a reader refuses.
     """
     if name == "still_life":
-        return own_scene(100 if size is None else size, **options)
+        return own_scene(100 if size is None else size, seed, **options)
     if name in ("lego", "fox"):
-        options.pop("seed", None)                                                # nothing in them is drawn
         return dataset(name, size=size, **options)
     if not Path(name).expanduser().exists():
         raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
-    options.pop("seed", None)
     return read_capture(name, size=size, **options)
