@@ -9,8 +9,10 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +24,15 @@ from PIL import Image
 from torch import Tensor
 
 from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, dataset
-from .scenes import Camera, invert_pose, opengl_to_opencv, orbit_cameras, project, render, sparse_points, still_life
+from .paper import Table
+from .scenes import Camera, invert_pose, opengl_to_opencv, orbit_cameras, project, render, sample_at, sparse_points, still_life
 from .splats import _ply_table
 
 # %% auto #0
-__all__ = ['CAPTURES', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus', 'depth_range',
-           'read_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff', 'ColmapCamera', 'ColmapImage',
-           'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap', 'read_capture', 'capture']
+__all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
+           'depth_range', 'read_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff', 'ColmapCamera',
+           'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap', 'read_capture',
+           'capture', 'Finding', 'doctor', 'findings_table', 'poses_from_photos']
 
 # %% ../../nbs/core/captures.ipynb #area
 def _area(n: int, m: int) -> Tensor:
@@ -75,6 +79,8 @@ def _target(size: int | tuple[int, int] | None, H: int, W: int) -> tuple[int, in
     """Return the height and width that are asked for: an int is the longer side, a pair height and width."""
     if size is None:
         return H, W
+    if callable(size):
+        return size(H, W)
     if isinstance(size, tuple | list):
         height, width = size
     else:
@@ -981,3 +987,207 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
     if not Path(name).expanduser().exists():
         raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
     return read_capture(name, size=size, **options)
+
+# %% ../../nbs/core/captures.ipynb #doctor-checks
+class Finding(NamedTuple):
+    """What the doctor says about one precondition: level "ok", "warning" or "error", what it looked at, and a message."""
+
+    level: str
+    check: str
+    message: str
+
+
+def _check_views(c: Capture) -> Finding:
+    V, wanted = len(c), max(c.expected, len(c))
+    lost = f"{V} of {wanted} pictures have a camera and a file" if wanted > V else f"{V} pictures"
+    level = "error" if V == 1 or V < 0.5 * wanted else "warning" if V < 0.9 * wanted or V < 20 else "ok"
+    advice = {"error": ": too few" if V > 1 else ": one camera sees no depth", "warning": ": the fewer, the more holes", "ok": ""}[level]
+    return Finding(level, "views", lost + advice)
+
+
+def _check_parallax(c: Capture) -> Finding:
+    p = c.camera.position.double()
+    if c.extent < 1e-6 * max(c.far, 1e-12):
+        return Finding("error", "parallax", "all cameras stand in one place: there is no parallax, so no depth")
+    middle, _ = focus(c.camera)
+    if middle.isnan().any():
+        spread = torch.rad2deg(torch.tensor(c.extent / c.near).atan()).item()
+        return Finding("ok" if spread > 2 else "warning", "parallax", f"the axes are parallel (forward facing); their places differ by up to {spread:.0f}° at the near side")
+    e = F.normalize(p - middle, dim=-1)
+    spread = torch.rad2deg((e @ e.T).clamp(-1, 1).acos().max()).item()
+    return Finding("ok" if spread > 10 else "warning", "parallax", f"the middle is seen from directions up to {spread:.0f}° apart")
+
+
+def _check_aim(c: Capture) -> Finding:
+    middle, z = focus(c.camera)
+    if middle.isnan().any():
+        return Finding("ok", "common point", "the axes are parallel: forward facing")
+    uv, _ = project(middle.to(c.camera.K)[None], c.camera)
+    inside = ((uv[:, 0] >= 0) & (uv[:, 0] <= uv.new_tensor([c.camera.width, c.camera.height]))).all(-1)
+    share, behind = inside.double().mean().item(), (z < 0).double().mean().item()
+    if behind > 0.5:
+        return Finding("error", "common point", f"the axes meet behind {behind:.0%} of the cameras: poses inverted, or OpenGL axes taken for OpenCV's?")
+    return Finding("ok" if share > 0.8 else "warning", "common point", f"{share:.0%} of the pictures show the point nearest to all axes")
+
+
+def _check_points(c: Capture) -> Finding:
+    if c.points is None:
+        return Finding("warning", "points", "none: Gaussian splatting starts from random ones")
+    at = torch.linspace(0, len(c.points) - 1, min(len(c.points), 1000)).long()
+    views = torch.linspace(0, len(c) - 1, min(len(c), 16)).long()
+    uv, z = project(c.points[at], c.camera[views])
+    inside = ((uv >= 0) & (uv <= uv.new_tensor([c.camera.width, c.camera.height]))).all(-1)
+    if (share := inside.double().mean().item()) < 0.05:
+        return Finding("error", "points", f"{share:.1%} of the points fall into the pictures: points and poses have different worlds or axes")
+    seen = sample_at(c.images[views, ..., :3].movedim(3, 1), uv[:, None])[:, :, 0].mT
+    mixed = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(0))]
+    off, other = ((seen - c.colors[k]).abs().mean(-1).nanmedian().item() for k in (at, mixed))
+    level = "warning" if off > 0.6 * other else "ok"
+    advice = f", shuffled ones by {other:.3f}" + (": hardly more; are the pictures in the order of the poses?" if level == "warning" else "")
+    return Finding(level, "points", f"{len(c.points)} points, {share:.0%} fall into a picture; their colours differ from its pixels by {off:.3f}{advice}")
+
+# %% ../../nbs/core/captures.ipynb #doctor-rest
+def _check_lens(c: Capture) -> Finding:
+    size = c.camera.K.new_tensor([c.camera.width, c.camera.height])
+    off = ((c.camera.K[:, :2, 2] / size - 0.5).abs().max()).item()
+    aspect = (c.camera.K[:, 0, 0] / c.camera.K[:, 1, 1] - 1).abs().max().item()
+    said = [n for n in c.notes if n.startswith("distortion")]
+    if aspect > 0.05:
+        said.append(f"focal lengths differ by {aspect:.0%} between the axes: were the pictures stretched?")
+    if off > 0.01:
+        said.append(f"the principal point is {off:.1%} of a side off the centre; K has it, code that knows only a field of view would be wrong by that")
+    return Finding("warning" if aspect > 0.05 or off > 0.01 else "ok", "lens", "; ".join(said) or "pinhole, centred")
+
+
+def _check_pixels(c: Capture) -> Finding:
+    rgb, alpha = c.images[..., :3], c.images[..., 3:]
+    flat = (rgb.amax((1, 2)) - rgb.amin((1, 2))).amax(-1) < 0.02
+    empty = flat if not alpha.numel() else alpha.amax((1, 2, 3)) < 0.02
+    if not (bad := (flat | empty).nonzero()[:, 0].tolist()):
+        return Finding("ok", "pixels", "no picture is of one colour")
+    tone = rgb[bad[0]].mean().item()
+    kind = "transparent" if empty[bad[0]] and alpha.numel() else "white" if tone > 0.9 else "black" if tone < 0.1 else "of one colour"
+    return Finding("error", "pixels", f"{len(bad)} of {len(c)} pictures show nothing, the first, {c.names[bad[0]]}, is {kind}")
+
+
+def _check_range(c: Capture) -> Finding:
+    middle, z = focus(c.camera)
+    if c.points is not None:
+        z = project(c.points[:: max(1, len(c.points) // 1000)], c.camera)[1].double()
+        z = z[z > 0]
+    z = z[z.isfinite()]
+    share = ((z >= c.near) & (z <= c.far)).double().mean().item() if len(z) else 1.0
+    what = "points" if c.points is not None else "cameras' middle"
+    level = "error" if share < 0.2 else "warning" if share < 0.7 or c.far > 1000 * c.near else "ok"
+    return Finding(level, "near and far", f"{c.near:.3g} to {c.far:.3g} hold {share:.0%} of the {what}" + (": near or far makes no sense" if level == "error" else ""))
+
+
+CHECKS = (_check_views, _check_parallax, _check_aim, _check_points, _check_lens, _check_pixels, _check_range)
+
+
+def doctor(what: Capture | str | Path, **options: Any) -> list[Finding]:
+    """Say which preconditions of NeRF and Gaussian splatting a capture meets.
+
+    Parameters
+    ----------
+    what : a capture, a name or folder as for `capture` (its pictures are read at 256 px at most)
+    options : for the reader
+
+    Returns
+    -------
+    list of Finding, one for each check; if a folder cannot be read, one with level "error", check "reading" and what the reader says
+    """
+    if not isinstance(what, Capture):
+        small = lambda H, W: _target(min(256, max(H, W)), H, W)
+        try:
+            what = capture(what, **{"size": 100 if what == "still_life" else small, **options})
+        except (ValueError, FileNotFoundError) as error:
+            return [Finding("error", "reading", str(error))]
+    return [check(what) for check in CHECKS]
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return findings as a table, what is wrong first."""
+    order = {"error": 0, "warning": 1, "ok": 2}
+    return Table(("", "looked at", "found"), tuple(tuple(f) for f in sorted(findings, key=lambda f: order[f.level])))
+
+# %% ../../nbs/core/captures.ipynb #photos-script
+_SFM = """
+import sys
+from pathlib import Path
+try:
+    import pycolmap
+except ImportError:
+    sys.exit(3)
+photos, out = Path(sys.argv[1]), Path(sys.argv[2])
+pycolmap.logging.minloglevel = 2
+names = sys.argv[3:]
+database, sparse = out / "database.db", out / "sparse"
+database.unlink(missing_ok=True)
+sparse.mkdir(parents=True, exist_ok=True)
+say = lambda text: print(text, flush=True)
+say(f"features of {len(names)} photos")
+pycolmap.extract_features(database, photos, image_names=names)
+say(f"matching {len(names) * (len(names) - 1) // 2} pairs")
+pycolmap.match_exhaustive(database)
+say("mapping")
+count = [1]
+def next_image():
+    count[0] += 1
+    say(f"mapping: {count[0]} of {len(names)} photos")
+models = pycolmap.incremental_mapping(database, photos, sparse, next_image_callback=next_image)
+for i, model in models.items():
+    say(f"model {i}: {model.num_reg_images()} photos, {model.num_points3D()} points, {model.compute_mean_reprojection_error():.2f} px")
+sys.exit(0 if models else 4)
+"""
+
+# %% ../../nbs/core/captures.ipynb #photos
+def poses_from_photos(photos: str | Path, out: str | Path | None = None, tell: Callable[[str], Any] = print, python: str = sys.executable) -> Path:
+    """Find the cameras of photos with COLMAP (package pycolmap, extra ``sfm``), in a process of its own.
+
+    Parameters
+    ----------
+    photos : folder of at least three photos, or one that holds them in images/
+    out : folder for sparse/ and database.db; default the folder given
+    tell : gets a line of progress
+    python : the interpreter that has pycolmap
+
+    Returns
+    -------
+    the folder, for `capture`
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder, or fewer than three photos in it.
+    ImportError
+        pycolmap is not installed.
+    ValueError
+        No two photos could be joined, or COLMAP failed; with its last lines.
+    """
+    root = Path(photos).expanduser()
+    folder = root / "images" if (root / "images").is_dir() else root
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder")
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    if len(names) < 3:
+        raise FileNotFoundError(f"{folder} holds {len(names)} photos ({', '.join(_SUFFIXES[:3])}); three at least, and 30 to 100 that overlap are usual")
+    target = Path(out).expanduser() if out is not None else root
+    target.mkdir(parents=True, exist_ok=True)
+    last: list[str] = []
+    with subprocess.Popen([python, "-c", _SFM, str(folder), str(target), *names], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+        try:
+            for line in process.stdout:
+                last = [*last[-7:], line.rstrip()]
+                if re.match(r"features|matching|mapping|model", line):
+                    tell(line.rstrip())
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 3:
+        raise ImportError("finding cameras needs pycolmap: pip install pycolmap, or pip install 'paperlib[sfm]'")
+    if process.returncode == 4:
+        raise ValueError(f"{folder}: no two of the {len(names)} photos could be joined: they need texture, overlap (two thirds) and a camera that moves")
+    if process.returncode:
+        raise ValueError(f"{folder}: COLMAP stopped with code {process.returncode}: " + " | ".join(last[-4:]))
+    return target
