@@ -286,7 +286,10 @@ def data_photos(folder: Annotated[Path, typer.Argument(help="folder with photos 
     """
     from paperlib.core.captures import doctor, findings_table, poses_from_photos
 
-    found = poses_from_photos(folder, to, lambda line: err.print(line, markup=False, highlight=False))
+    try:
+        found = poses_from_photos(folder, to, lambda line: err.print(line, markup=False, highlight=False))
+    except ImportError as error:
+        fail(error, 1)
     images = None if to is None else str((folder / "images" if (folder / "images").is_dir() else folder).resolve())
     findings = doctor(str(found), images=images)
     show_table(findings_table(findings))

@@ -12,27 +12,33 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, dataset
 from .paper import Table
-from .scenes import Camera, invert_pose, opengl_to_opencv, orbit_cameras, project, render, sample_at, sparse_points, still_life
+from .scenes import Camera, invert_pose, look_at, opengl_to_opencv, orbit_cameras, project, render, sample_at, sparse_points, still_life
 from .splats import _ply_table
+from .viz import CYCLE
 
 # %% auto #0
 __all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
-           'depth_range', 'read_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff', 'ColmapCamera',
-           'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap', 'read_capture',
-           'capture', 'Finding', 'doctor', 'findings_table', 'poses_from_photos']
+           'depth_range', 'read_transforms', 'write_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff',
+           'ColmapCamera', 'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap',
+           'to_colmap', 'read_capture', 'capture', 'frusta', 'show_cameras', 'Finding', 'doctor', 'findings_table',
+           'poses_from_photos']
 
 # %% ../../nbs/core/captures.ipynb #area
 def _area(n: int, m: int) -> Tensor:
@@ -89,6 +95,21 @@ def _target(size: int | tuple[int, int] | None, H: int, W: int) -> tuple[int, in
         raise ValueError(f"size={size!r}: expected at most {max(H, W)} for the longer side, or (height, width) up to {H} x {W}, in whole pixels")
     return height, width
 
+# %% ../../nbs/core/captures.ipynb #check-capture
+def _check_capture(c: Any) -> None:
+    """Raise ValueError if the parts of a capture do not fit each other."""
+    V, size = len(c.names), (c.camera.height, c.camera.width)
+    if not V or c.images.ndim != 4 or c.images.shape[:3] != (V, *size) or c.images.shape[3] not in (3, 4) or len(c.camera) != V:
+        raise ValueError(f"Capture: {V} names, {len(c.camera)} cameras of {size[0]} x {size[1]} pixels, images {tuple(c.images.shape)}: "
+                         "expected as many of each, at least one, and images (V, H, W, 3 or 4)")
+    low, high = c.images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"Capture: expected colours in [0, 1], got {low:g} to {high:g}")
+    if (c.points is None) != (c.colors is None) or (c.points is not None and not c.points.shape == c.colors.shape == (len(c.points), 3)):
+        raise ValueError("Capture: expected points (P, 3) with colors (P, 3), or neither")
+    if not 0 < c.near < c.far < math.inf:
+        raise ValueError(f"Capture: expected 0 < near < far, got {c.near:g} and {c.far:g}")
+
 # %% ../../nbs/core/captures.ipynb #capture
 _BACKGROUNDS = {"white": 1.0, "black": 0.0}
 
@@ -121,17 +142,7 @@ class Capture:
     expected: int = 0
 
     def __post_init__(self):
-        V, size = len(self.names), (self.camera.height, self.camera.width)
-        if not V or self.images.ndim != 4 or self.images.shape[:3] != (V, *size) or self.images.shape[3] not in (3, 4) or len(self.camera) != V:
-            raise ValueError(f"Capture: {V} names, {len(self.camera)} cameras of {size[0]} x {size[1]} pixels, images {tuple(self.images.shape)}: "
-                             "expected as many of each, at least one, and images (V, H, W, 3 or 4)")
-        low, high = self.images.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"Capture: expected colours in [0, 1], got {low:g} to {high:g}")
-        if (self.points is None) != (self.colors is None) or (self.points is not None and not self.points.shape == self.colors.shape == (len(self.points), 3)):
-            raise ValueError("Capture: expected points (P, 3) with colors (P, 3), or neither")
-        if not 0 < self.near < self.far < math.inf:
-            raise ValueError(f"Capture: expected 0 < near < far, got {self.near:g} and {self.far:g}")
+        _check_capture(self)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -264,7 +275,7 @@ def straighten(lens: Lens) -> tuple[Lens, Tensor]:
     at = lambda x, y: (torch.stack(torch.broadcast_tensors(x, y), -1).reshape(-1, 2) - middle) / scale
     rim = torch.cat([at(u, v[:1]), at(u, v[-1:]), at(u[:1], v), at(u[-1:], v)])
     size = torch.tensor([W, H], dtype=torch.float64)
-    blank = lambda zoom: not (((p := distort(rim / zoom, lens) * scale + middle) >= 0) & (p <= size)).all()
+    blank = lambda zoom: not (((p := distort(rim / zoom, lens) * scale + middle) >= 0.5 - 1e-9) & (p <= size - 0.5 + 1e-9)).all()
     low, high = 1.0, 4.0
     if blank(high):
         raise ValueError(f"its distortion {lens.kind} {lens.k} would leave less than a quarter of the picture")
@@ -339,6 +350,21 @@ def _take(view: _View, size: int | tuple[int, int] | None, maps: dict) -> tuple[
     return shrink(x[None], h, w)[0], lens.scaled(h, w)
 
 
+def _stack(pictures: list[Tensor], files: Sequence[Path]) -> Tensor:
+    """Return pictures as one tensor, cut to the smallest, with an opacity for all if one has it."""
+    shapes = np.array([x.shape[:2] for x in pictures])
+    h, w = shapes.min(0).tolist()
+    if (shapes - [h, w] > max(2, 0.01 * max(h, w))).any():
+        odd = int(np.abs(shapes - np.median(shapes, 0)).sum(1).argmax())
+        other = int(np.abs(shapes - shapes[odd]).sum(1).argmax())
+        raise ValueError(f"{files[odd]} has {shapes[odd, 0]} x {shapes[odd, 1]} pixels, {files[other].name} {shapes[other, 0]} x {shapes[other, 1]}: "
+                         "a capture holds pictures of one size")
+    images = torch.ones(len(pictures), h, w, max(x.shape[2] for x in pictures))
+    for i, x in enumerate(pictures):
+        images[i, ..., :x.shape[2]] = x[:h, :w]
+    return images
+
+# %% ../../nbs/core/captures.ipynb #assemble-all
 def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source: str, points: Tensor | None = None, colors: Tensor | None = None,
               near: float | None = None, far: float | None = None, notes: Sequence[str] = (), expected: int = 0) -> Capture:
     """Read the pictures of views, in natural order of names, and return the capture."""
@@ -348,15 +374,8 @@ def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source
         taken.append(_take(view, size, maps))
         if len(taken) == 1 and (need := taken[0][0].numel() * 4 * len(views)) > 8e9:
             raise ValueError(f"{view.file.parent}: {len(views)} pictures of {taken[0][0].shape[0]} x {taken[0][0].shape[1]} need {need / 1e9:.0f} GB; give size=")
-    shapes = np.array([x.shape[:2] for x, _ in taken])
-    h, w = shapes.min(0).tolist()
-    if (shapes - [h, w] > max(2, 0.01 * max(h, w))).any():
-        odd = int(np.abs(shapes - np.median(shapes, 0)).sum(1).argmax())
-        raise ValueError(f"{views[odd].file} has {shapes[odd, 0]} x {shapes[odd, 1]} pixels, others {h} x {w}: a capture holds pictures of one size")
-    channels = max(x.shape[2] for x, _ in taken)
-    images = torch.ones(len(taken), h, w, channels)
-    for i, (x, _) in enumerate(taken):
-        images[i, ..., :x.shape[2]] = x[:h, :w]
+    images = _stack([x for x, _ in taken], [v.file for v in views])
+    h, w = images.shape[1:3]
     K, c2w = np.stack([lens.K for _, lens in taken]), np.stack([v.c2w for v in views])
     camera = Camera(torch.from_numpy(K), torch.from_numpy(c2w), h, w).to(torch.float32)
     if near is None or far is None:
@@ -548,6 +567,27 @@ def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor |
     else:
         return None, None
     return torch.from_numpy(np.asarray(xyz, np.float32)), torch.from_numpy(np.asarray(rgb, np.float32) / 255)
+
+# %% ../../nbs/core/captures.ipynb #write-transforms
+def write_transforms(capture: Capture, folder: str | Path) -> Path:
+    """Write a capture as transforms.json with images/*.png (8 bit) and sparse_points.npz, into a folder that is made; return the file's path."""
+    root = Path(folder)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    frames, pixels = [], (capture.images.cpu() * 255).round().to(torch.uint8).numpy()
+    poses, Ks = opengl_to_opencv(capture.camera.c2w.cpu().double()), capture.camera.K.cpu().double()
+    for i, name in enumerate(capture.names):
+        file = f"images/{re.sub(r'[^A-Za-z0-9_-]+', '_', str(Path(name).with_suffix('')))}.png"
+        with atomic_write(root / file) as temporary:
+            Image.fromarray(pixels[i]).save(temporary, format="PNG")
+        K = Ks[i].tolist()
+        frames.append({"file_path": file, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2], "transform_matrix": poses[i].tolist()})
+    data = {"w": capture.camera.width, "h": capture.camera.height, "camera_model": "PINHOLE", "frames": frames}
+    if capture.points is not None:
+        with atomic_write(root / "sparse_points.npz") as temporary:
+            np.savez(temporary, xyz=capture.points.cpu().numpy(), rgb=(capture.colors.cpu() * 255).round().to(torch.uint8).numpy())
+    with atomic_write(root / "transforms.json") as temporary:
+        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    return root / "transforms.json"
 
 # %% ../../nbs/core/captures.ipynb #read-blender
 def read_blender(path: str | Path, split: str = "train", size: int | tuple[int, int] | None = None, near: float = 2.0, far: float = 6.0,
@@ -851,7 +891,7 @@ def _rows(model: Colmap) -> Iterator[list]:
     """Yield id, x, y, z, r, g, b, error of each point."""
     return ([i, *p, *c, e] for i, p, c, e in zip(model.ids.tolist(), model.xyz.tolist(), model.rgb.tolist(), model.error.tolist()))
 
-# %% ../../nbs/core/captures.ipynb #read-colmap
+# %% ../../nbs/core/captures.ipynb #quaternion
 def quaternion_matrix(q: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the rotation (3, 3) of a quaternion wxyz of any norm above 0; ValueError for one that has no direction."""
     q = np.asarray(q, np.float64)
@@ -862,7 +902,7 @@ def quaternion_matrix(q: Sequence[float] | np.ndarray) -> np.ndarray:
     v = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + 2 * w * v + 2 * v @ v
 
-
+# %% ../../nbs/core/captures.ipynb #sparse-models
 def _sparse_models(root: Path) -> list[tuple[int, Path]]:
     """Return (registered pictures, folder) of each sparse model in or below a folder, the largest first."""
     found = []
@@ -874,7 +914,7 @@ def _sparse_models(root: Path) -> list[tuple[int, Path]]:
                 found.append((sum(1 for _ in _records(file, 2)), folder))
     return sorted(dict.fromkeys(found), key=lambda f: -f[0])
 
-
+# %% ../../nbs/core/captures.ipynb #read-colmap
 def read_colmap(path: str | Path, size: int | tuple[int, int] | None = None, images: str | None = None, near: float | None = None,
                 far: float | None = None, source: str = "") -> Capture:
     """Read photos and the sparse model that COLMAP made of them; of several models the largest.
@@ -920,6 +960,26 @@ def read_colmap(path: str | Path, size: int | tuple[int, int] | None = None, ima
     notes += [f"{len(models)} models, with {', '.join(str(n) for n, _ in models)} pictures: the largest is taken, {folder.name}"] if len(models) > 1 else []
     points = (torch.from_numpy(model.xyz).float(), torch.from_numpy(model.rgb).float() / 255) if len(model.ids) else (None, None)
     return _assemble(views, size, source or str(root), *points, near, far, notes, max(photos, len(registered)))
+
+# %% ../../nbs/core/captures.ipynb #to-colmap
+def to_colmap(capture: Capture) -> Colmap:
+    """Return a capture's cameras and points as a sparse model: PINHOLE cameras, a keypoint wherever a point falls into a picture (and is not hidden,
+    where depth is known), names as they are."""
+    V, camera = len(capture), capture.camera.to("cpu", torch.float64)
+    xyz = torch.zeros(0, 3) if capture.points is None else capture.points.cpu()
+    rgb = torch.zeros(0, 3) if capture.colors is None else capture.colors.cpu()
+    w2c = camera.w2c.numpy()
+    quats = np.roll(Rotation.from_matrix(w2c[:, :3, :3]).as_quat(), 1, 1)
+    uv, z = project(xyz, camera)
+    seen = ((uv >= 0) & (uv <= uv.new_tensor([camera.width, camera.height]))).all(-1)
+    if capture.depth is not None:
+        seen &= (sample_at(capture.depth.cpu().double(), uv[:, None], "nearest")[:, 0, 0] - z).abs() <= 0.01 * z
+    index = seen.long().cumsum(1) - 1                                             # of a point's keypoint in each picture
+    images = {v + 1: ColmapImage(name, v + 1, tuple(quats[v].tolist()), tuple(w2c[v, :3, 3].tolist()), uv[v][seen[v]].numpy(), seen[v].nonzero()[:, 0].numpy() + 1)
+              for v, name in enumerate(capture.names)}
+    cameras = {v + 1: ColmapCamera("PINHOLE", camera.width, camera.height, tuple(camera.K[v][[0, 1, 0, 1], [0, 1, 2, 2]].tolist())) for v in range(V)}
+    tracks = [torch.stack([at + 1, index[at, k]], 1).numpy() for k in range(len(xyz)) for at in [seen[:, k].nonzero()[:, 0]]]
+    return Colmap(cameras, images, np.arange(1, len(xyz) + 1), xyz.double().numpy(), (rgb * 255).round().byte().numpy(), np.zeros(len(xyz)), tracks)
 
 # %% ../../nbs/core/captures.ipynb #read-capture
 def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **options: Any) -> Capture:
@@ -988,6 +1048,46 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
         raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
     return read_capture(name, size=size, **options)
 
+# %% ../../nbs/core/captures.ipynb #show-cameras
+def frusta(camera: Camera, length: float) -> np.ndarray:
+    """Return the edges of V camera pyramids as segments (8 V, 2, 3) in the world: four from the eye, four around the picture at depth ``length``."""
+    size = camera.K.new_tensor([[0, 0], [camera.width, 0], [camera.width, camera.height], [0, camera.height]])
+    rays = (size - camera.K[:, None, :2, 2]) / camera.K[:, None, [0, 1], [0, 1]]
+    corners = length * F.pad(rays, (0, 1), value=1.0) @ camera.c2w[:, :3, :3].mT + camera.position[:, None]
+    eye = camera.position[:, None].expand_as(corners)
+    return torch.stack([torch.cat([eye, corners], 1), torch.cat([corners, corners.roll(-1, 1)], 1)], 2).flatten(0, 1).cpu().numpy()
+
+
+def show_cameras(captures: Mapping[str, Capture], n_points: int = 1500, up: Sequence[float] | None = None) -> Figure:
+    """Return a figure of captures side by side, each under its title: cameras as pyramids, points in their colours, seen from above at an angle.
+
+    Parameters
+    ----------
+    captures : title -> Capture
+    n_points : points drawn of each, evenly chosen among those near the cameras' middle
+    up : direction drawn upwards; default minus the cameras' mean y axis
+    """
+    figure = plt.figure(figsize=(7, 3.6))
+    for k, (title, c) in enumerate(captures.items()):
+        ax = figure.add_subplot(1, len(captures), k + 1, projection="3d")
+        z = torch.as_tensor(up if up is not None else -c.camera.c2w[:, :3, 1].mean(0)).double().cpu()
+        turn = look_at((0.0, 0.0, 0.0), torch.linalg.cross(z, z.roll(1) + z.new_tensor([0.1, 0.2, 0.3])), z.tolist())[:3, :3].numpy()
+        turn = np.stack([turn[:, 0], turn[:, 2], -turn[:, 1]], 1)                 # to axes right, forward, up
+        edges = frusta(c.camera, 0.12 * c.extent) @ turn
+        ax.add_collection3d(Line3DCollection(edges, colors=CYCLE[0], linewidths=0.5))
+        aim = focus(c.camera)[0].cpu().numpy() @ turn
+        corners = np.vstack([edges.reshape(-1, 3), aim if np.isfinite(aim).all() else edges[0, :1]])
+        middle, reach = (corners.max(0) + corners.min(0)) / 2, np.ptp(corners, 0).max() / 2
+        if c.points is not None:
+            near = ((c.points - c.camera.position.mean(0).to(c.points)).norm(dim=-1) < 2 * c.extent).nonzero()[:, 0]
+            at = near[:: max(1, len(near) // n_points)]
+            ax.scatter(*(c.points[at].double().cpu().numpy() @ turn).T, c=c.colors[at].cpu().numpy(), s=1.5, linewidths=0)
+        ax.set(title=title, **{f"{k}lim": (m - reach, m + reach) for k, m in zip("xyz", middle)})
+        ax.set_box_aspect((1, 1, 1), zoom=1.5)
+        ax.set_axis_off()
+        ax.view_init(35, -60)
+    return figure
+
 # %% ../../nbs/core/captures.ipynb #doctor-checks
 class Finding(NamedTuple):
     """What the doctor says about one precondition: level "ok", "warning" or "error", what it looked at, and a message."""
@@ -1017,7 +1117,7 @@ def _check_parallax(c: Capture) -> Finding:
     spread = torch.rad2deg((e @ e.T).clamp(-1, 1).acos().max()).item()
     return Finding("ok" if spread > 10 else "warning", "parallax", f"the middle is seen from directions up to {spread:.0f}° apart")
 
-
+# %% ../../nbs/core/captures.ipynb #doctor-points
 def _check_aim(c: Capture) -> Finding:
     middle, z = focus(c.camera)
     if middle.isnan().any():
@@ -1113,6 +1213,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 # %% ../../nbs/core/captures.ipynb #photos-script
 _SFM = """
+import os
 import sys
 from pathlib import Path
 try:
@@ -1138,7 +1239,7 @@ def next_image():
 models = pycolmap.incremental_mapping(database, photos, sparse, next_image_callback=next_image)
 for i, model in models.items():
     say(f"model {i}: {model.num_reg_images()} photos, {model.num_points3D()} points, {model.compute_mean_reprojection_error():.2f} px")
-sys.exit(0 if models else 4)
+os._exit(0 if models else 4)  # without the clean-up, where the package was seen to abort
 """
 
 # %% ../../nbs/core/captures.ipynb #photos
