@@ -17,21 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from PIL import Image
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, dataset
 from .paper import Table
 from .scenes import Camera, invert_pose, look_at, opengl_to_opencv, orbit_cameras, project, render, sample_at, sparse_points, still_life
 from .splats import _ply_table
-from .viz import CYCLE
 
 # %% auto #0
 __all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
@@ -90,7 +85,7 @@ def _target(size: int | tuple[int, int] | None, H: int, W: int) -> tuple[int, in
     if isinstance(size, tuple | list):
         height, width = size
     else:
-        height, width = max(1, round(size * H / max(H, W))), max(1, round(size * W / max(H, W)))
+        height, width = (max(1, round(size * n / max(H, W))) for n in (H, W)) if isinstance(size, int) and size > 0 else (0, 0)
     if not (isinstance(height, int) and isinstance(width, int) and 1 <= height <= H and 1 <= width <= W):
         raise ValueError(f"size={size!r}: expected at most {max(H, W)} for the longer side, or (height, width) up to {H} x {W}, in whole pixels")
     return height, width
@@ -168,8 +163,9 @@ class Capture:
 
     def resized(self, height: int, width: int) -> Capture:
         """Return the capture at a smaller size: pictures as `shrink` makes them, K scaled, depth from the nearest pixel."""
+        images = shrink(self.images, height, width)
         depth = self.depth if self.depth is None else F.interpolate(self.depth, (height, width), mode="nearest-exact")
-        return replace(self, images=shrink(self.images, height, width), camera=self.camera.resize(height, width), depth=depth)
+        return replace(self, images=images, camera=self.camera.resize(height, width), depth=depth)
 
     def split(self, every: int = 8) -> tuple[Capture, Capture]:
         """Return (train, held out): views 0, ``every``, 2 ``every`` ... by name are held out, as LLFF's protocol has it."""
@@ -965,6 +961,8 @@ def read_colmap(path: str | Path, size: int | tuple[int, int] | None = None, ima
 def to_colmap(capture: Capture) -> Colmap:
     """Return a capture's cameras and points as a sparse model: PINHOLE cameras, a keypoint wherever a point falls into a picture (and is not hidden,
     where depth is known), names as they are."""
+    from scipy.spatial.transform import Rotation
+
     V, camera = len(capture), capture.camera.to("cpu", torch.float64)
     xyz = torch.zeros(0, 3) if capture.points is None else capture.points.cpu()
     rgb = torch.zeros(0, 3) if capture.colors is None else capture.colors.cpu()
@@ -1058,8 +1056,8 @@ def frusta(camera: Camera, length: float) -> np.ndarray:
     return torch.stack([torch.cat([eye, corners], 1), torch.cat([corners, corners.roll(-1, 1)], 1)], 2).flatten(0, 1).cpu().numpy()
 
 
-def show_cameras(captures: Mapping[str, Capture], n_points: int = 1500, up: Sequence[float] | None = None) -> Figure:
-    """Return a figure of captures side by side, each under its title: cameras as pyramids, points in their colours, seen from above at an angle.
+def show_cameras(captures: Mapping[str, Capture], n_points: int = 1500, up: Sequence[float] | None = None) -> Any:
+    """Return a matplotlib figure of captures side by side, each under its title: cameras as pyramids, points in their colours, seen from above at an angle.
 
     Parameters
     ----------
@@ -1067,17 +1065,22 @@ def show_cameras(captures: Mapping[str, Capture], n_points: int = 1500, up: Sequ
     n_points : points drawn of each, evenly chosen among those near the cameras' middle
     up : direction drawn upwards; default minus the cameras' mean y axis
     """
+    import matplotlib.pyplot as plt
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    from paperlib.core.viz import CYCLE
+
     figure = plt.figure(figsize=(7, 3.6))
     for k, (title, c) in enumerate(captures.items()):
         ax = figure.add_subplot(1, len(captures), k + 1, projection="3d")
         z = torch.as_tensor(up if up is not None else -c.camera.c2w[:, :3, 1].mean(0)).double().cpu()
         turn = look_at((0.0, 0.0, 0.0), torch.linalg.cross(z, z.roll(1) + z.new_tensor([0.1, 0.2, 0.3])), z.tolist())[:3, :3].numpy()
         turn = np.stack([turn[:, 0], turn[:, 2], -turn[:, 1]], 1)                 # to axes right, forward, up
-        edges = frusta(c.camera, 0.12 * c.extent) @ turn
+        edges = frusta(c.camera, 0.12 * (c.extent or c.near)) @ turn
         ax.add_collection3d(Line3DCollection(edges, colors=CYCLE[0], linewidths=0.5))
         aim = focus(c.camera)[0].cpu().numpy() @ turn
         corners = np.vstack([edges.reshape(-1, 3), aim if np.isfinite(aim).all() else edges[0, :1]])
-        middle, reach = (corners.max(0) + corners.min(0)) / 2, np.ptp(corners, 0).max() / 2
+        middle, reach = (corners.max(0) + corners.min(0)) / 2, max(np.ptp(corners, 0).max() / 2, 0.1)
         if c.points is not None:
             near = ((c.points - c.camera.position.mean(0).to(c.points)).norm(dim=-1) < 2 * c.extent).nonzero()[:, 0]
             at = near[:: max(1, len(near) // n_points)]
