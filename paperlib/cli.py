@@ -290,8 +290,7 @@ def data_photos(folder: Annotated[Path, typer.Argument(help="folder with photos 
         found = poses_from_photos(folder, to, lambda line: err.print(line, markup=False, highlight=False))
     except ImportError as error:
         fail(error, 1)
-    images = None if to is None else str((folder / "images" if (folder / "images").is_dir() else folder).resolve())
-    findings = doctor(str(found), images=images)
+    findings = doctor(str(found / "sparse"), images=str((folder / "images" if (folder / "images").is_dir() else folder).resolve()))
     show_table(findings_table(findings))
     out.print(f"{shorten(found)}", markup=False, highlight=False, soft_wrap=True)
     if any(f.level == "error" for f in findings):

@@ -123,7 +123,7 @@ def edit(folder, change, file="transforms.json"):
 def test_a_capture_says_what_does_not_fit(scene):
     for change, words in (({"names": scene.names[:3]}, "as many of each"), ({"images": scene.images[..., :2]}, "as many of each"),
                           ({"images": scene.images * 2}, "in .0, 1"), ({"images": scene.images.masked_fill(scene.images > 0.5, math.nan)}, "in .0, 1"),
-                          ({"points": None}, "or neither"), ({"colors": scene.colors[:5]}, "or neither"), ({"near": 5.0}, "near < far"), ({"near": 0.0}, "near < far"),
+                          ({"points": None}, "or neither"), ({"colors": scene.colors[:5]}, "or neither"), ({"points": scene.points * math.nan}, "not finite"), ({"near": 5.0}, "near < far"), ({"near": 0.0}, "near < far"),
                           ({"far": math.inf}, "near < far"), ({"images": scene.images[:0], "names": (), "camera": scene.camera[[]]}, "at least one")):
         with pytest.raises(ValueError, match=words):
             replace(scene, **change)
@@ -309,6 +309,8 @@ BAD_FIELDS = {
     "width negative": (lambda d: d.update(w=-40), "w, a finite number above 0"),
     "distortion infinite": (lambda d: d.update(k1=math.inf), "k1, a finite number"),
     "another model": (lambda d: d.update(camera_model="EQUIRECTANGULAR"), "camera_model EQUIRECTANGULAR is not read"),
+    "a coefficient of another lens": (lambda d: d.update(k1=0.01, k4=0.02), "k4 is not 0, which a lens OPENCV does not have"),
+    "distortion of a pinhole": (lambda d: d.update(camera_model="PINHOLE", k1=0.02), "k1 is not 0, which a lens PINHOLE does not have"),
     "folding lens": (lambda d: d.update(k1=-9.0), "0000.png: its distortion .* turns back|0000.png: its distortion .* quarter"),
     "another shape": (lambda d: d.update(w=60), "40 x 40 pixels, its camera 40 x 60: not the same shape"),
 }

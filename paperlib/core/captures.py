@@ -102,20 +102,28 @@ def _check_capture(c: Any) -> None:
         raise ValueError(f"Capture: expected colours in [0, 1], got {low:g} to {high:g}")
     if (c.points is None) != (c.colors is None) or (c.points is not None and not c.points.shape == c.colors.shape == (len(c.points), 3)):
         raise ValueError("Capture: expected points (P, 3) with colors (P, 3), or neither")
+    if c.points is not None and not (c.points.isfinite().all() and c.colors.isfinite().all()):
+        raise ValueError("Capture: a point or its colour is not finite")
     if not 0 < c.near < c.far < math.inf:
         raise ValueError(f"Capture: expected 0 < near < far, got {c.near:g} and {c.far:g}")
 
+
+def _background(value: str | float | Sequence[float] | Tensor) -> Tensor:
+    """Return a background as a tensor that broadcasts against pictures."""
+    named = {"white": 1.0, "black": 0.0}
+    if isinstance(value, str) and value not in named:
+        raise ValueError(f"background={value!r}: expected 'white', 'black', a number, or three")
+    return torch.as_tensor(named[value] if isinstance(value, str) else value)
+
 # %% ../../nbs/core/captures.ipynb #capture
-_BACKGROUNDS = {"white": 1.0, "black": 0.0}
-
-
 @dataclass(frozen=True, eq=False)
 class Capture:
     """V pictures of one scene, of one size, with their cameras.
 
     ``images`` (V, H, W, 3) or (V, H, W, 4), float32 in [0, 1], alpha straight; ``camera`` with V poses; ``names``, one a view, in natural order;
     ``points`` (P, 3) in the world and ``colors`` (P, 3) in [0, 1], or None; ``near``, ``far`` along the cameras' z; ``synthetic``; ``source``: one
-    line for captions, with the licence; ``notes``: what the reader left out or changed; ``depth`` (V, 1, H, W), 0 where nothing is, or None; ``expected``: pictures that the files speak of, V if 0.
+    line for captions, with the licence; ``notes``: what the reader left out or changed; ``depth`` (V, 1, H, W), 0 where nothing is, or None;
+    ``expected``: pictures that the files speak of, V if 0.
 
     Raises
     ------
@@ -136,15 +144,13 @@ class Capture:
     depth: Tensor | None = None
     expected: int = 0
 
-    def __post_init__(self):
-        _check_capture(self)
+    __post_init__ = _check_capture
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __repr__(self) -> str:
-        V, H, W, C = self.images.shape
-        text = f"Capture({V} views of {H} x {W} x {C}, {0 if self.points is None else len(self.points)} points, near {self.near:.3g}, far {self.far:.3g}"
+        text = f"Capture({len(self)} views of {' x '.join(map(str, self.images.shape[1:]))}, {0 if self.points is None else len(self.points)} points, near {self.near:.3g}, far {self.far:.3g}"
         return "; ".join((text, *self.notes)) + ")"
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Capture:
@@ -156,10 +162,8 @@ class Capture:
         """Return the pictures (V, H, W, 3) on "white", "black", a grey value, or colours (..., 3) that broadcast; those without alpha as they are."""
         if self.images.shape[-1] == 3:
             return self.images
-        if isinstance(background, str) and background not in _BACKGROUNDS:
-            raise ValueError(f"background={background!r}: expected 'white', 'black', a number, or three")
-        b = torch.as_tensor(_BACKGROUNDS[background] if isinstance(background, str) else background).to(self.images)
-        return self.images[..., :3] * self.images[..., 3:] + (1 - self.images[..., 3:]) * b
+        rgb, alpha = self.images[..., :3], self.images[..., 3:]
+        return rgb * alpha + (1 - alpha) * _background(background).to(rgb)
 
     def resized(self, height: int, width: int) -> Capture:
         """Return the capture at a smaller size: pictures as `shrink` makes them, K scaled, depth from the nearest pixel."""
@@ -467,8 +471,10 @@ def _json_lens(fields: dict, picture: tuple[int, int], where: str) -> Lens:
         raise ValueError(f"{where}: camera_model {model} is not read; undistort the pictures with the program that wrote the file")
     names = _FISHEYE if model == "OPENCV_FISHEYE" else _RADIAL if "PINHOLE" not in model else ()
     if names is _RADIAL and model != "FULL_OPENCV":
-        names = names[:5]                                                        # a k4 beside k1, k2, p1, p2, k3 belongs to another model
+        names = names[:5]
     k = tuple(_number(fields, name, where, 0.0) for name in names)
+    if rest := [name for name in _RADIAL if name not in names and _number(fields, name, where, 0.0)]:
+        raise ValueError(f"{where}: {rest[0]} is not 0, which a lens {model} does not have; undistort the pictures with the program that wrote the file")
     kind = "fisheye" if model == "OPENCV_FISHEYE" else "radial"
     return Lens(H, W, fx, fy, _number(fields, "cx", where, W / 2), _number(fields, "cy", where, H / 2), kind, k)
 
@@ -1102,7 +1108,7 @@ class Finding(NamedTuple):
 
 def _check_views(c: Capture) -> Finding:
     V, wanted = len(c), max(c.expected, len(c))
-    lost = f"{V} of {wanted} pictures have a camera and a file" if wanted > V else f"{V} pictures"
+    lost = f"{V} of {wanted} pictures have a camera and a file" if wanted > V else f"{V} picture{'s' * (V > 1)}"
     level = "error" if V == 1 or V < 0.5 * wanted else "warning" if V < 0.9 * wanted or V < 20 else "ok"
     advice = {"error": ": too few" if V > 1 else ": one camera sees no depth", "warning": ": the fewer, the more holes", "ok": ""}[level]
     return Finding(level, "views", lost + advice)
@@ -1235,7 +1241,7 @@ pycolmap.extract_features(database, photos, image_names=names)
 say(f"matching {len(names) * (len(names) - 1) // 2} pairs")
 pycolmap.match_exhaustive(database)
 say("mapping")
-count = [1]
+count = [2]  # the first pair
 def next_image():
     count[0] += 1
     say(f"mapping: {count[0]} of {len(names)} photos")
