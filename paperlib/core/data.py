@@ -769,6 +769,20 @@ def _human36m(source: Source, path: str | os.PathLike | None, split: str = "trai
 
     return read_human36m(_locate(source, path)[1], _one_of(split, ("train", "test")))
 
+# %% ../../nbs/core/data.ipynb #read-captures
+def _lego(source: Source, path: str | os.PathLike | None, size: int | tuple[int, int] | None = None, split: str = "train") -> Any:
+    """Read the lego scene; see `read_lego` of core.captures."""
+    from paperlib.core.captures import read_lego
+
+    return read_lego(_locate(source, path)[1], size, split, source=f"{source.title}; {source.licence}")
+
+
+def _fox(source: Source, path: str | os.PathLike | None, size: int | tuple[int, int] | None = None) -> Any:
+    """Read the fox; see `read_transforms` of core.captures."""
+    from paperlib.core.captures import read_transforms
+
+    return read_transforms(_locate(source, path)[1], size, source=f"{source.title}; {source.licence}")
+
 # %% ../../nbs/core/data.ipynb #sources
 _RENUMBERED_14 = tuple(f"img_{i:03d}" for i in range(1, 15))
 _RENUMBERED_100 = tuple(f"img_{i:03d}" for i in range(1, 101))
@@ -849,6 +863,14 @@ SOURCES |= {source.name: source for source in (
            names=(("train", "test"),), suffixes=(".txt",)),
 )}
 
+# %% ../../nbs/core/data.ipynb #capture-sources
+SOURCES |= {source.name: source for source in (
+    Source("lego", "lego, NeRF's Blender scene (Mildenhall et al. 2020; model by Heinzelnisse)", "CC BY-NC", "https://github.com/bmild/nerf",
+           ("nerf_lego", "nerf_synthetic/lego", "lego"), _lego, names=(("lego_train100_200px_premultiplied_rgba",), ("transforms_train",)), suffixes=(".npz", ".json")),
+    Source("fox", "fox, phone photos with cameras (Müller et al. 2022)", "NVIDIA Source Code License, research and evaluation only", "https://github.com/NVlabs/instant-ngp, data/nerf/fox",
+           ("fox", "nerf/fox"), _fox, names=(("transforms",),), suffixes=(".json",)),
+)}
+
 # %% ../../nbs/core/data.ipynb #source-of
 def _source(name: str) -> Source:
     if name not in SOURCES:
@@ -864,14 +886,14 @@ def dataset(name: str, path: str | os.PathLike | None = None, **options: Any) ->
     name : one of ``SOURCES``
     path : a folder that is used alone: the set's own folder or one that holds it. None looks in $PAPERLIB_DATA, in ``data/`` and in the cache.
     options : ``scale`` (set5, set14, bsd100, urban100: the factor it will be scored at; None must fit both 2 and 4), ``split`` (photos: "train",
-        "test", "all"; div2k: "train", "valid"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"; digits, cifar10: "train", "test"; imagenet: "train", "val"; mnist5k, taxibj, kth, human36m: "train", "test"), ``size`` (mae_visualize: "base", "large", "huge"), ``cache`` (how many pictures to keep in memory,
+        "test", "all"; div2k: "train", "valid"; lego: "train", "val", "test"; redkitchen, nyuv2: "train", "test", "all"; middlebury_depthsr: "a", "b", "c", "train"; digits, cifar10: "train", "test"; imagenet: "train", "val"; mnist5k, taxibj, kth, human36m: "train", "test"), ``size`` (mae_visualize: "base", "large", "huge"; lego, fox: as for `capture` of core.captures), ``cache`` (how many pictures to keep in memory,
         default 0), ``align`` (redkitchen) and ``raw`` (nyuv2) as in core.scenes
 
     Returns
     -------
     :class:`Pictures`; :class:`Files` for ``srcnn_weights``; ``Recorded`` of core.scenes for redkitchen and nyuv2; ``Series`` of core.series for etth1, etth2,
     and the other sets of forecasting; a Path for mae_visualize; :class:`DepthMaps` for
-    motorcycle and middlebury_depthsr; :class:`Labelled` for digits, mnist5k and cifar10; ``Windows`` of core.video for moving_mnist, taxibj, kth and human36m; :class:`LabelledFiles` for imagenet
+    motorcycle and middlebury_depthsr; :class:`Labelled` for digits, mnist5k and cifar10; ``Windows`` of core.video for moving_mnist, taxibj, kth and human36m; ``Capture`` of core.captures for lego and fox; :class:`LabelledFiles` for imagenet
 
     Raises
     ------
