@@ -5,8 +5,12 @@
 # %% ../../nbs/render/gaussian_splatting.ipynb #imports
 from __future__ import annotations
 
+import base64
+import html
+import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +38,8 @@ from .splat_training import FusedStep, GaussianAdam, plain_step
 # %% auto #0
 __all__ = ['KINDS', 'PAPER', 'GaussianModel', 'start_at', 'random_points', 'densify', 'prune', 'reset_opacity', 'SplattingPreset',
            'History', 'require_sound', 'first_gaussians', 'Trainer', 'background_of', 'evaluate', 'one_pool',
-           'save_checkpoint', 'load_checkpoint', 'train', 'views_of', 'nearest_views', 'experiment', 'speed']
+           'save_checkpoint', 'load_checkpoint', 'train', 'views_of', 'nearest_views', 'experiment', 'speed',
+           'orbit_of', 'to_html', 'serve']
 
 # %% ../../nbs/render/gaussian_splatting.ipynb #model
 KINDS = ("means", "quats", "log_scales", "logits", "sh_coeffs")
@@ -575,3 +580,166 @@ def speed(model: GaussianModel, camera: Camera, history: History, curve: dict[in
         reached = [history.seconds[step] for step, value in curve.items() if value >= theirs]
         result |= {"nerf_psnr": theirs, "time_ratio": float(np.mean([r.seconds for r in twins])) / min(reached) if reached else 0.0}
     return result
+
+# %% ../../nbs/render/gaussian_splatting.ipynb #viewer-draw
+_DRAW_JS = r"""
+const bytes = Uint8Array.from(atob(document.getElementById("splats").textContent.trim()), (c) => c.charCodeAt(0));
+const N = bytes.length >> 5, F = new Float32Array(bytes.buffer), cov = new Float32Array(6 * N);
+for (let i = 0; i < N; i++) {
+  let [w, x, y, z] = [0, 1, 2, 3].map((k) => bytes[32 * i + 28 + k] - 128);
+  const n = Math.hypot(w, x, y, z) || 1; w /= n; x /= n; y /= n; z /= n;
+  const R = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+             2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], s = [3, 4, 5].map((k) => F[8 * i + k] ** 2);
+  [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2]].forEach(([a, b], k) => { cov[6 * i + k] = R[3 * a] * s[0] * R[3 * b] + R[3 * a + 1] * s[1] * R[3 * b + 1] + R[3 * a + 2] * s[2] * R[3 * b + 2]; });
+}
+function order(depth, count) {                       // nearest first: a counting sort of 65,536 depths
+  let low = Infinity, high = -Infinity;
+  for (let i = 0; i < N; i++) if (depth[i] > 0.2) { low = Math.min(low, depth[i]); high = Math.max(high, depth[i]); }
+  const scale = 65535 / Math.max(high - low, 1e-9), place = new Uint32Array(65537), sorted = new Uint32Array(count);
+  for (let i = 0; i < N; i++) if (depth[i] > 0.2) place[1 + Math.floor((depth[i] - low) * scale)]++;
+  for (let k = 0; k < 65536; k++) place[k + 1] += place[k];
+  for (let i = 0; i < N; i++) if (depth[i] > 0.2) sorted[place[Math.floor((depth[i] - low) * scale)]++] = i;
+  return sorted;
+}
+function draw(R, t, f, W, H) {                       // R, t: world to camera, row by row; f: focal length in pixels; the picture's middle is the principal point
+  const out = { rgb: new Float32Array(3 * W * H), T: new Float32Array(W * H).fill(1), depth: new Float32Array(W * H), count: new Uint16Array(W * H) };
+  const dead = new Uint8Array(W * H), depth = new Float32Array(N), lx = 0.65 * W / f, ly = 0.65 * H / f;
+  let seen = 0;
+  for (let i = 0; i < N; i++) { depth[i] = R[6] * F[8 * i] + R[7] * F[8 * i + 1] + R[8] * F[8 * i + 2] + t[2]; if (depth[i] > 0.2) seen++; }
+  for (const i of order(depth, seen)) {
+    const z = depth[i], o = bytes[32 * i + 27] / 255, x = R[0] * F[8 * i] + R[1] * F[8 * i + 1] + R[2] * F[8 * i + 2] + t[0], y = R[3] * F[8 * i] + R[4] * F[8 * i + 1] + R[5] * F[8 * i + 2] + t[1];
+    if (o * 255 < 1) continue;
+    const gx = Math.max(-lx, Math.min(lx, x / z)), gy = Math.max(-ly, Math.min(ly, y / z)), k = f / z, c = 6 * i;
+    const p = [0, 1, 2].map((j) => k * (R[j] - gx * R[6 + j])), q = [0, 1, 2].map((j) => k * (R[3 + j] - gy * R[6 + j]));   // the rows of J W
+    const S = (g, h) => g[0] * (cov[c] * h[0] + cov[c + 1] * h[1] + cov[c + 2] * h[2]) + g[1] * (cov[c + 1] * h[0] + cov[c + 3] * h[1] + cov[c + 4] * h[2]) + g[2] * (cov[c + 2] * h[0] + cov[c + 4] * h[1] + cov[c + 5] * h[2]);
+    const a = S(p, p) + 0.3, b = S(p, q), d = S(q, q) + 0.3, det = a * d - b * b, m = Math.sqrt(2 * Math.log(255 * o)), u = f * x / z + W / 2, v = f * y / z + H / 2;
+    const x0 = Math.max(0, Math.ceil(u - m * Math.sqrt(a) - 0.5)), x1 = Math.min(W - 1, Math.floor(u + m * Math.sqrt(a) - 0.5));
+    const y0 = Math.max(0, Math.ceil(v - m * Math.sqrt(d) - 0.5)), y1 = Math.min(H - 1, Math.floor(v + m * Math.sqrt(d) - 0.5));
+    for (let row = y0; row <= y1; row++) for (let col = x0, at = row * W + x0; col <= x1; col++, at++) {
+      if (dead[at]) continue;
+      const dx = u - col - 0.5, dy = v - row - 0.5, alpha = Math.min(0.99, o * Math.exp(-0.5 * (d * dx * dx - 2 * b * dx * dy + a * dy * dy) / det));
+      if (alpha < 1 / 255) continue;
+      if (out.T[at] * (1 - alpha) < 1e-4) { dead[at] = 1; continue; }
+      const w = alpha * out.T[at];
+      for (let ch = 0; ch < 3; ch++) out.rgb[3 * at + ch] += w * bytes[32 * i + 24 + ch] / 255;
+      out.depth[at] += w * z; out.T[at] -= w; out.count[at]++;
+    }
+  }
+  return out;
+}
+"""
+
+# %% ../../nbs/render/gaussian_splatting.ipynb #viewer-controls
+_CONTROLS_JS = r"""
+const canvas = document.querySelector("canvas"), show = document.querySelector("select"), label = document.querySelector("output");
+const W = canvas.width, H = canvas.height, context = canvas.getContext("2d"), picture = context.createImageData(W, H);
+const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2], unit = (a) => a.map((v) => v / Math.hypot(...a));
+const east = unit(cross(start.up, Math.abs(start.up[0]) < 0.9 ? [1, 0, 0] : [0, 1, 0])), north = cross(start.up, east);
+let { azimuth, elevation, distance, target, f } = start, waiting = false;
+function pose() {
+  const away = [0, 1, 2].map((k) => Math.cos(elevation) * (Math.cos(azimuth) * east[k] + Math.sin(azimuth) * north[k]) + Math.sin(elevation) * start.up[k]);
+  const eye = target.map((v, k) => v + distance * away[k]), ahead = away.map((v) => -v), right = unit(cross(ahead, start.up)), down = cross(ahead, right);
+  const R = [...right, ...down, ...ahead];
+  return [R, [right, down, ahead].map((r) => -dot(r, eye))];
+}
+const stops = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+function ramp(v) {
+  const x = 4 * Math.max(0, Math.min(1, v)), k = Math.min(3, Math.floor(x));
+  return [0, 1, 2].map((ch) => stops[k][ch] + (x - k) * (stops[k + 1][ch] - stops[k][ch]));
+}
+function render() {
+  waiting = false;
+  const begun = performance.now(), [R, t] = pose(), out = draw(R, t, f, W, H), mode = show.value;
+  const values = { depth: out.depth.map((v, i) => (out.T[i] < 0.5 ? v / (1 - out.T[i]) : NaN)), transmittance: out.T, splats: out.count }[mode] ?? [];
+  let low = Infinity, high = -Infinity;
+  for (const v of values) if (v === v) { low = Math.min(low, v); high = Math.max(high, v); }
+  for (let i = 0; i < W * H; i++) {
+    const c = mode === "colour" ? [0, 1, 2].map((ch) => 255 * (out.rgb[3 * i + ch] + out.T[i] * start.background[ch])) : values[i] === values[i] ? ramp((values[i] - low) / Math.max(high - low, 1e-9)) : [255, 255, 255];
+    picture.data.set([Math.round(c[0]), Math.round(c[1]), Math.round(c[2]), 255], 4 * i);
+  }
+  context.putImageData(picture, 0, 0);
+  label.textContent = `${N} Gaussians, ${Math.round(performance.now() - begun)} ms` + (mode === "colour" ? "" : `, ${low.toPrecision(3)} to ${high.toPrecision(3)}`);
+}
+const ask = () => { if (!waiting) { waiting = true; requestAnimationFrame(render); } };
+function turn(dx, dy) { azimuth -= dx; elevation = Math.max(-1.5, Math.min(1.5, elevation + dy)); ask(); }
+canvas.onpointerdown = (e) => canvas.setPointerCapture(e.pointerId);
+canvas.onpointermove = (e) => { if (e.buttons) turn(e.movementX / 150, e.movementY / 150); };
+canvas.onwheel = (e) => { e.preventDefault(); distance *= Math.exp(e.deltaY / 1000); ask(); };
+canvas.onkeydown = (e) => { const k = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] }[e.key]; if (k) { e.preventDefault(); turn(...k); } };
+show.onchange = ask;
+render();
+"""
+
+# %% ../../nbs/render/gaussian_splatting.ipynb #viewer-page
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>TITLE</title>
+<style>body {{ margin: 1em auto; max-width: 60em; font-family: sans-serif; color: #333 }} canvas {{ width: 100%; max-height: 75vh; object-fit: contain; touch-action: none; cursor: grab }}</style></head>
+<body><h1>TITLE</h1><canvas width="WIDTH" height="HEIGHT" tabindex="0"></canvas>
+<p><label>show <select><option>colour<option>depth<option>transmittance<option>splats</select></label> <output></output></p>
+<p>Drag or arrow keys turn, the wheel comes nearer. Drawn in this page, without a graphics card or a network.</p>
+<script type="text/plain" id="splats">SPLATS</script><script>const start = START;DRAWCONTROLS</script></body></html>
+""".replace("{{", "{").replace("}}", "}")
+
+
+def orbit_of(model: GaussianModel, camera: Camera | None) -> dict:
+    """Return where a viewer starts: what it looks at, from where, and which way is up; from cameras, or from the Gaussians alone with z up."""
+    means, up = model.means.detach().cpu().double(), torch.tensor([0, 0, 1.0]).double()
+    target = means.median(0).values if len(means) else torch.zeros(3).double()
+    distance = 3 * (means - target).norm(dim=1).median().item() if len(means) else 1.0
+    offset, f = torch.tensor([0.6, -0.6, 0.5]).double(), 1.2
+    if camera is not None and len(camera):
+        camera = camera.to("cpu", torch.float64)
+        up, f = torch.nn.functional.normalize(-camera.c2w[:, :3, 1].mean(0), dim=0), (camera.K[0, 0, 0] / camera.width).item()
+        point, depth = focus(camera)
+        target = point if point.isfinite().all() else target
+        offset = camera.position[0] - target
+        distance = offset.norm().item()
+    offset = torch.nn.functional.normalize(offset, dim=0)
+    east = torch.nn.functional.normalize(torch.linalg.cross(up, torch.eye(3).double()[0 if abs(up[0]) < 0.9 else 1]), dim=0)
+    north = torch.linalg.cross(up, east)
+    return {"azimuth": torch.atan2(offset @ north, offset @ east).item(), "elevation": torch.asin((offset @ up).clamp(-1, 1)).item(), "distance": distance,
+            "target": target.tolist(), "up": up.tolist(), "focal": f}
+
+
+def to_html(model: GaussianModel, path: str | Path, camera: Camera | None = None, *, width: int = 360, height: int = 270, title: str = "Gaussian splats", background: tuple[float, float, float] = (1, 1, 1)) -> None:
+    """Write one file that shows a scene in any browser: the Gaussians as .splat, and a renderer in plain JavaScript that draws what `rasterize` draws.
+
+    Parameters
+    ----------
+    camera : the first view is where the reader starts, the point that all look at is what is turned about; default: beside the Gaussians, z up
+    width, height : of the picture that is computed, pixels; the page scales it
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_splat(Path(folder) / "scene.splat", model.gaussians())
+        data = base64.b64encode((Path(folder) / "scene.splat").read_bytes()).decode()
+    start = orbit_of(model, camera)
+    start |= {"f": start.pop("focal") * width, "background": list(map(float, background))}
+    page = _PAGE.replace("TITLE", html.escape(title)).replace("WIDTH", str(int(width))).replace("HEIGHT", str(int(height)))
+    page = page.replace("START", json.dumps(start)).replace("DRAWCONTROLS", _DRAW_JS + _CONTROLS_JS).replace("SPLATS", data)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+# %% ../../nbs/render/gaussian_splatting.ipynb #viser
+def serve(model: GaussianModel, port: int = 8080, server=None):
+    """Show a scene in the browser with viser, and return its server; colours are those of degree 0.
+
+    Parameters
+    ----------
+    port : of this machine
+    server : a viser server to add the scene to, instead of a new one
+
+    Raises
+    ------
+    ImportError
+        viser is not installed: it is the extra ``viewer``.
+    """
+    try:
+        import viser
+    except ImportError as error:
+        raise ImportError("the package viser is not installed; pip install 'paperlib[viewer]' brings it. `to_html` needs nothing") from error
+    means, quats, scales, opacities, sh = (v.detach().cpu() for v in model.gaussians().activated())
+    M = rotations(quats) * scales[:, None]
+    server = viser.ViserServer(port=port) if server is None else server
+    server.scene.add_gaussian_splats("/splats", centers=means.numpy(), covariances=(M @ M.mT).numpy(), rgbs=(0.5 + C0 * sh[:, 0]).clamp(0, 1).numpy(), opacities=opacities[:, None].numpy())
+    return server

@@ -304,7 +304,7 @@ def tie(gradient: Tensor) -> None:
 def plain_step(optimizer: GaussianAdam, coefficients: int, w2c: Tensor, K: Tensor, target: Tensor, background: Tensor, ssim_weight: float = 0.2,
                antialiased: bool = False, isotropic: bool = False, backend: str = "auto") -> StepResult:
     """Fill the optimiser's gradients for a view by autograd; tensors on the optimiser's device. Arguments as for `FusedStep`, the camera as w2c (4, 4) and K (3, 3)."""
-    leaves = {k: v.detach().requires_grad_() for k, v in optimizer.views(optimizer.flat).items()}
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in optimizer.views(optimizer.flat).items()}
     height, width = target.shape[:2]
     scales, opacities = leaves["log_scales"].exp(), leaves["logits"].sigmoid()
     shifts = torch.zeros(len(optimizer), 2, device=target.device, requires_grad=True)
