@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -34,8 +32,8 @@ from .splat_training import FusedStep, GaussianAdam, StepResult, plain_step
 # %% auto #0
 __all__ = ['KINDS', 'PAPER', 'GaussianModel', 'start_at', 'random_points', 'learning_rates', 'active_degree', 'Views',
            'background_of', 'densify', 'prune', 'reset_opacity', 'History', 'first_gaussians', 'Trainer', 'fingerprint',
-           'save_checkpoint', 'load_checkpoint', 'one_pool', 'evaluate', 'require_sound', 'train', 'SplattingPreset',
-           'views_of', 'nearest_views', 'experiment', 'speed']
+           'save_checkpoint', 'load_checkpoint', 'evaluate', 'require_sound', 'train', 'SplattingPreset', 'views_of',
+           'nearest_views', 'experiment', 'speed']
 
 # %% ../../nbs/render/gaussian_splatting.ipynb #model
 KINDS = ("means", "quats", "log_scales", "logits", "sh_coeffs")
@@ -361,19 +359,6 @@ def load_checkpoint(path: Path, trainer: Trainer) -> None:
         raise ValueError(f"checkpoint {path} is of another training ({'; '.join(differ[:5])}): delete it or name another path")
     trainer.optimizer = optimizer
 
-# %% ../../nbs/render/gaussian_splatting.ipynb #one-pool
-@contextmanager
-def one_pool() -> Iterator[None]:
-    """Give torch's threads to the compiled loops, and torch one."""
-    threads, compiled = torch.get_num_threads(), numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        numba.set_num_threads(compiled)
-
 # %% ../../nbs/render/gaussian_splatting.ipynb #evaluate
 def evaluate(model: GaussianModel, scene: Capture) -> dict[str, dict[str, float]]:
     """Return metric -> view -> value: psnr (dB, all channels together) and ssim of clipped pictures against a capture's."""
@@ -433,7 +418,7 @@ def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int 
     path = Path(checkpoint) if checkpoint else None
     if path is not None and path.exists():
         load_checkpoint(path, trainer)
-    with one_pool(), tqdm(total=preset.steps, initial=trainer.done, desc="gaussian_splatting", unit="step", mininterval=0.5, leave=False, disable=not progress) as bar:
+    with tqdm(total=preset.steps, initial=trainer.done, desc="gaussian_splatting", unit="step", mininterval=0.5, leave=False, disable=not progress) as bar:
         while trainer.done < preset.steps:
             trainer.step()
             done = trainer.done
@@ -562,11 +547,10 @@ def speed(model: GaussianModel, camera: Camera, history: History, curve: dict[in
     """Return frames a second at 256 pixels, median over the views; the seconds to each scored step; and how many times faster than NeRF's recorded
     runs their PSNR was reached (0: it was not)."""
     camera, seconds = camera.resize(256, round(256 * camera.width / camera.height)), []
-    with one_pool():
-        for i in [0, *range(len(camera))]:                                       # the first twice: it warms up
-            begun = time.perf_counter()
-            model.views(camera[i])
-            seconds.append(time.perf_counter() - begun)
+    for i in [0, *range(len(camera))]:                                           # the first twice: it warms up
+        begun = time.perf_counter()
+        model.views(camera[i])
+        seconds.append(time.perf_counter() - begun)
     result = {"frames_per_second": 1 / float(np.median(seconds[1:])), "seconds_curve": dict(history.seconds)}
     twins = [r for r in recorded("nerf") if r.preset == "small" and r.device == "cpu" and r.values["data"] == preset.data and r.values["size"] == preset.size and set(r.overrides) <= {"size"}]
     if twins:

@@ -144,7 +144,9 @@ class FusedLoss:
     def __call__(self, image: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss and its gradient to ``image``, both pictures (H, W, 3) float32; the gradient is overwritten by the next call."""
         count = self.gradient.size
-        loss_passes(image.reshape(self.shape), target.reshape(self.shape), f32((1 - self.weight) / count), f32(self.weight / count), self.maps, self.parts, self.sums, self.gradient.reshape(self.shape))
+        with alone():
+            loss_passes(image.reshape(self.shape), target.reshape(self.shape), f32((1 - self.weight) / count), f32(self.weight / count), self.maps, self.parts, self.sums,
+                        self.gradient.reshape(self.shape))
         l1, similarity = self.sums.sum(1) / count
         return (1 - self.weight) * l1 + self.weight * (1 - similarity), self.gradient
 
@@ -232,7 +234,8 @@ class GaussianAdam:
             flat = [b[kind].view(-1) if kind != "sh_coeffs" else b[kind].flatten(1) for b in buffers]
             if self.flat.device.type == "cpu":
                 step, rate = (adam_flat, f32(rates[kind])) if kind != "sh_coeffs" else (adam_rows, column.numpy())
-                step(*(t.numpy() for t in flat), rate, f32(EPS), f32(root))
+                with alone():
+                    step(*(t.numpy() for t in flat), rate, f32(EPS), f32(root))
             else:
                 adam_plain(*flat, rates[kind] if kind != "sh_coeffs" else column.to(flat[0]), root)
 
