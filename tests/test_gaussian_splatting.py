@@ -20,7 +20,7 @@ from paperlib.core.scenes import Camera, look_at
 from paperlib.core.splats import read_splat
 from paperlib.render import gaussian_splatting as page
 from paperlib.render.gaussian_splatting import GaussianModel, Trainer, evaluate, random_points, start_at, train
-from paperlib.render.splat_training import FusedStep, plain_step
+from paperlib.render.splat_training import FusedStep, GaussianAdam, adam_plain, plain_step
 from paperlib.render.splat_viewer import orbit_camera, orbit_of, panel, serve, to_html
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for browser.py beside this file
@@ -81,6 +81,23 @@ def test_the_torch_path_takes_the_same_steps(scene):
     assert np.allclose(*zip(*losses), rtol=2e-3)
     moved = compiled.optimizer.flat - Trainer(scene, SHORT, 0, CPU).optimizer.flat
     assert (compiled.optimizer.flat - plain.optimizer.flat).norm() < 0.05 * moved.norm()  # Adam turns a sign that rounding decides into a whole step
+
+
+def test_adam_in_torch_takes_the_compiled_steps():
+    g = torch.Generator().manual_seed(0)
+    values = {"means": torch.randn(40, 3, generator=g), "quats": torch.randn(40, 4, generator=g), "log_scales": torch.randn(40, 3, generator=g), "logits": torch.randn(40, generator=g),
+              "sh_coeffs": torch.randn(40, 9, 3, generator=g)}
+    compiled, rates = GaussianAdam(values), dict(zip(values, (1e-2, 1e-3, 5e-3, 0.05, 2.5e-3)))
+    plain = {k: [v.clone().flatten(1) if k == "sh_coeffs" else v.clone().view(-1), *(torch.zeros_like(v).flatten(1) if k == "sh_coeffs" else torch.zeros_like(v).view(-1) for _ in range(2))] for k, v in values.items()}
+    for step in range(1, 8):
+        compiled.gradient.copy_(torch.randn(compiled.gradient.shape, generator=g) * 1e-6)
+        compiled.update(rates, 1e-4, 4)
+        for k, (p, m, v) in plain.items():
+            rate = torch.tensor([rates[k]] * 3 + [1e-4] * 9) / (1 - 0.9**step) if k == "sh_coeffs" else rates[k] / (1 - 0.9**step)
+            adam_plain(p, compiled.views(compiled.gradient)[k].reshape(p.shape), m, v, rate, math.sqrt(1 - 0.999**step))
+    for k, v in compiled.views(compiled.flat).items():
+        assert (v.reshape(plain[k][0].shape) - plain[k][0]).abs().max() < 1e-5, k
+    assert torch.equal(compiled.views(compiled.flat)["sh_coeffs"][:, 4:], values["sh_coeffs"][:, 4:])
 
 
 @pytest.mark.parametrize("options", [{}, {"antialiased": True}, {"isotropic": True}, {"ssim_weight": 0.0}, {"ssim_weight": 1.0}])
