@@ -14,8 +14,10 @@ from sklearn.base import BaseEstimator, clone
 import paperlib
 from paperlib.core.data import dataset
 from paperlib.core.paper import override
+from paperlib.core.scenes import Camera, look_at
 from paperlib.depth import diffusiondepth, eigen, perspective
 from paperlib.masked import mae
+from paperlib.render import gaussian_splatting
 from paperlib.sequence import phydnet, simvp, swinlstm, visionts
 from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
 
@@ -80,6 +82,10 @@ CASES = {
                                                96, 24, 24), lambda: (torch.randn(2, 96, 3), torch.randn(2, 24, 3)),
                      lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
                      {"context": 240, "smoothing_windows": 0, "linear_context": 12, "stride": 40, "tune_steps": 1, "batch_size": 2}),
+    "gaussian_splatting": Case(lambda: gaussian_splatting.GaussianModel.from_points(torch.rand(40, 3) - 0.5, torch.rand(40, 3), 1, opacity=0.5),
+                               lambda: (Camera.from_fov(50, 24, 32, look_at((2.0, 1, 1), (0, 0, 0))[None]), torch.rand(24, 32, 3)),
+                               lambda model, batch: (model(batch[0]).image - batch[1]).square().mean(),
+                               {"size": 24, "steps": 12, "points": 80, "limit": 120, "densify_from": 2, "densify_until": 10, "densify_every": 4, "sh_every": 4, "evals": (6,)}, lambda y: y.image),
     "perspective": EstimatorCase(lambda: perspective.CanonicalDepthClassifier(levels=6, ratio=1.6, words=6, columns=40, reach=8, rounds=4, pixels=200, segments=20),
                                  lambda: perspective.room_frames(4, (48, 64), 0), lambda: perspective.room_frames(1, (48, 64), 9).rgb,
                                  {"frames": 4, "test_frames": 2, "height": 48, "levels": 6, "ratio": 1.6, "words": 6, "columns": 40, "reach": 8, "rounds": 3, "pixels": 200}),

@@ -131,16 +131,17 @@ def test_other_back_ends_agree_with_numba(backend):
 
 def test_the_same_bits_whatever_the_threads_and_in_ten_runs():
     given, width, height = scene(2000)
-    most = numba.get_num_threads()
+    most, threads = numba.config.NUMBA_NUM_THREADS, torch.get_num_threads()
     if most == 1:
         pytest.skip("one thread: nothing to compare")
     found = []
     try:
         for run in range(10):
-            numba.set_num_threads(1 + run % most)
+            torch.set_num_threads(1 + run % most)  # the compiled loops follow
             found.append(gradients(given, width, height, "numba", torch.float32))
+            assert numba.get_num_threads() == 1 + run % most
     finally:
-        numba.set_num_threads(most)
+        torch.set_num_threads(threads)
     for out, grads in found[1:]:
         assert torch.equal(out, found[0][0])
         assert all(torch.equal(grads[k], found[0][1][k]) for k in NAMES)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from einops import einsum, rearrange
@@ -250,10 +251,14 @@ class _Compiled(torch.autograd.Function):
 # %% ../../nbs/render/rasterize.ipynb #alone
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let one caller at a time into the compiled loops, and none in a forked process."""
+    """Let one caller at a time into the compiled loops, with as many threads as torch may use, and none in a forked process."""
     if os.getpid() != PROCESS:
         raise RuntimeError("compiled loops do not survive a fork: start worker processes with 'spawn', or use backend='tiles'")
     with ONE_AT_A_TIME:
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)                     # numba's start sets the number of OpenMP, which torch may share
         yield
 
 
