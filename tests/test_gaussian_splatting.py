@@ -177,6 +177,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(scene):
         train(scene, SHORT, on_step=spoil, progress=False)
 
 
+def test_parameters_that_run_away_are_an_error_and_no_model(scene):
+    with pytest.raises(FloatingPointError, match="step"):
+        train(scene, dataclasses.replace(SHORT, lr_means=1e38, lr_means_last=1e38), progress=False)
+
+
 def test_a_damaged_checkpoint_and_one_of_other_pictures(scene, tmp_path):
     path = tmp_path / "state.pt"
     train(scene, SHORT, checkpoint=path, progress=False)

@@ -406,7 +406,7 @@ def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int 
     ValueError
         A preset that cannot be trained, fewer than two views, no Gaussian left after pruning, a checkpoint of another training.
     FloatingPointError
-        A loss that is not finite, with its step.
+        A loss or a parameter that is not finite, with its step.
     """
     preset = PAPER.preset(preset) if isinstance(preset, str) else preset
     require_sound(preset)
@@ -422,6 +422,8 @@ def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int 
         while trainer.done < preset.steps:
             trainer.step()
             done = trainer.done
+            if (done % 100 == 0 or done == preset.steps) and not trainer.optimizer.flat.isfinite().all():
+                raise FloatingPointError(f"step {done}: a parameter is not finite; the learning rates may be too high")
             if held_out is not None and (done in preset.evals or done == preset.steps):
                 trainer.history.psnr[done], trainer.history.seconds[done] = evaluate(trainer.model(), held_out)["psnr"], trainer.seconds
             if on_step is not None:
