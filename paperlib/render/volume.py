@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.captures import Capture
-from ..core.scenes import get_rays, project
+from ..core.scenes import get_rays, invert_pose, opengl_to_opencv, project
 
 # %% auto #0
 __all__ = ['Composite', 'composite', 'stratified', 'sample_pdf', 'ndc_rays', 'Grid', 'refresh', 'visual_hull', 'bounds',
-           'average_pose', 'recenter', 'spherical_pose', 'spiral', 'spherify']
+           'average_pose', 'recenter', 'spherical_pose', 'spiral', 'spherify', 'facing']
 
 # %% ../../nbs/render/volume.ipynb #composite
 class Composite(NamedTuple):
@@ -311,3 +312,17 @@ def spherify(poses: Tensor, n: int = 120) -> tuple[Tensor, Tensor, float]:
     z = F.normalize(at, dim=-1)
     x = F.normalize(torch.linalg.cross(z, z.new_tensor([0.0, 0, -1]).expand_as(z)), dim=-1)
     return moved, torch.stack([x, torch.linalg.cross(z, x), z, at], -1), scale
+
+# %% ../../nbs/render/volume.ipynb #facing
+def facing(views: Capture) -> Capture:
+    """Return a capture whose cameras look along -z of the world from around its origin, scaled so that the near plane lies beyond 1: what `ndc_rays` needs."""
+    poses = opengl_to_opencv(views.camera.c2w.double())
+    mean = torch.eye(4, dtype=torch.float64)
+    mean[:3] = average_pose(poses[:, :3])
+    poses = invert_pose(mean) @ poses
+    scale = 1 / (0.75 * views.near)
+    poses[:, :3, 3] *= scale
+    if not (poses[:, 2, 2] > 0).all():
+        raise ValueError("ndc=True needs cameras that look the same way: some of these look backward")
+    camera = replace(views.camera, c2w=opengl_to_opencv(poses).to(views.camera.K))
+    return replace(views, camera=camera, near=views.near * scale, far=views.far * scale, points=None, colors=None, depth=None)
