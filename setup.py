@@ -28,7 +28,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "depth", "pretrained", "video", "gpu")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "depth", "pretrained", "video", "gpu", "sfm")},
     packages=find_packages(include=["paperlib", "paperlib.*"]) + ["paperlib._data"],
     package_dir={"paperlib": "paperlib", "paperlib._data": "data"},  # embedded data and weights travel in the wheel
     package_data={"paperlib._data": ["*.tsv", "README.md", "weights/*"]},

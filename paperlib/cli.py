@@ -262,6 +262,41 @@ def data_verify(name: Annotated[str, typer.Argument(help="data set", show_defaul
     out.print(f"{name}: complete")
 
 
+@data_app.command("doctor")
+def data_doctor(folder: Annotated[Path, typer.Argument(help="folder with pictures and cameras, a .json file, or still_life, lego, fox", show_default=False)],
+                as_json: AsJson = False) -> None:
+    """Say what in a capture would spoil a NeRF or a splatting: registered photos, poses, lens, points, near and far.
+
+    [dim]Example:[/dim]  paperlib data doctor my_scene
+    """
+    from paperlib.core.captures import doctor, findings_table
+
+    findings = doctor(str(folder))
+    say_json([f._asdict() for f in findings]) if as_json else show_table(findings_table(findings))
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(1)
+
+
+@data_app.command("photos")
+def data_photos(folder: Annotated[Path, typer.Argument(help="folder with photos of one scene, or with images/ that holds them", show_default=False)],
+                to: Annotated[Path | None, typer.Option("--to", help="folder for the cameras  [default: the same]", show_default=False)] = None) -> None:
+    """Find the cameras of photos with COLMAP (needs pycolmap, the extra 'sfm'), then look at what came out.
+
+    [dim]Example:[/dim]  paperlib data photos my_scene
+    """
+    from paperlib.core.captures import doctor, findings_table, poses_from_photos
+
+    try:
+        found = poses_from_photos(folder, to, lambda line: err.print(line, markup=False, highlight=False))
+    except ImportError as error:
+        fail(error, 1)
+    findings = doctor(str(found / "sparse"), images=str((folder / "images" if (folder / "images").is_dir() else folder).resolve()))
+    show_table(findings_table(findings))
+    out.print(f"{shorten(found)}", markup=False, highlight=False, soft_wrap=True)
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(1)
+
+
 @weights_app.command("list")
 def weights_list(as_json: AsJson = False) -> None:
     """List the weights that come with the library, and where those of the papers' authors may be had that some presets read."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
+import subprocess
+import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +23,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, dataset
-from .scenes import Camera, opengl_to_opencv, orbit_cameras, project, render, sparse_points, still_life
+from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, dataset
+from .paper import Table
+from .scenes import Camera, invert_pose, look_at, opengl_to_opencv, orbit_cameras, project, render, sample_at, sparse_points, still_life
 from .splats import _ply_table
 
 # %% auto #0
-__all__ = ['CAPTURES', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus', 'depth_range',
-           'read_transforms', 'read_blender', 'read_lego', 'read_capture', 'capture']
+__all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
+           'depth_range', 'read_transforms', 'write_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff',
+           'ColmapCamera', 'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap',
+           'to_colmap', 'read_capture', 'capture', 'frusta', 'show_cameras', 'Finding', 'doctor', 'findings_table',
+           'poses_from_photos']
 
 # %% ../../nbs/core/captures.ipynb #area
 def _area(n: int, m: int) -> Tensor:
@@ -73,25 +80,50 @@ def _target(size: int | tuple[int, int] | None, H: int, W: int) -> tuple[int, in
     """Return the height and width that are asked for: an int is the longer side, a pair height and width."""
     if size is None:
         return H, W
+    if callable(size):
+        return size(H, W)
     if isinstance(size, tuple | list):
         height, width = size
     else:
-        height, width = max(1, round(size * H / max(H, W))), max(1, round(size * W / max(H, W)))
+        height, width = (max(1, round(size * n / max(H, W))) for n in (H, W)) if isinstance(size, int) and size > 0 else (0, 0)
     if not (isinstance(height, int) and isinstance(width, int) and 1 <= height <= H and 1 <= width <= W):
         raise ValueError(f"size={size!r}: expected at most {max(H, W)} for the longer side, or (height, width) up to {H} x {W}, in whole pixels")
     return height, width
 
+# %% ../../nbs/core/captures.ipynb #check-capture
+def _check_capture(c: Any) -> None:
+    """Raise ValueError if the parts of a capture do not fit each other."""
+    V, size = len(c.names), (c.camera.height, c.camera.width)
+    if not V or c.images.ndim != 4 or c.images.shape[:3] != (V, *size) or c.images.shape[3] not in (3, 4) or len(c.camera) != V:
+        raise ValueError(f"Capture: {V} names, {len(c.camera)} cameras of {size[0]} x {size[1]} pixels, images {tuple(c.images.shape)}: "
+                         "expected as many of each, at least one, and images (V, H, W, 3 or 4)")
+    low, high = c.images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"Capture: expected colours in [0, 1], got {low:g} to {high:g}")
+    if (c.points is None) != (c.colors is None) or (c.points is not None and not c.points.shape == c.colors.shape == (len(c.points), 3)):
+        raise ValueError("Capture: expected points (P, 3) with colors (P, 3), or neither")
+    if c.points is not None and not (c.points.isfinite().all() and c.colors.isfinite().all()):
+        raise ValueError("Capture: a point or its colour is not finite")
+    if not 0 < c.near < c.far < math.inf:
+        raise ValueError(f"Capture: expected 0 < near < far, got {c.near:g} and {c.far:g}")
+
+
+def _background(value: str | float | Sequence[float] | Tensor) -> Tensor:
+    """Return a background as a tensor that broadcasts against pictures."""
+    named = {"white": 1.0, "black": 0.0}
+    if isinstance(value, str) and value not in named:
+        raise ValueError(f"background={value!r}: expected 'white', 'black', a number, or three")
+    return torch.as_tensor(named[value] if isinstance(value, str) else value)
+
 # %% ../../nbs/core/captures.ipynb #capture
-_BACKGROUNDS = {"white": 1.0, "black": 0.0}
-
-
 @dataclass(frozen=True, eq=False)
 class Capture:
     """V pictures of one scene, of one size, with their cameras.
 
     ``images`` (V, H, W, 3) or (V, H, W, 4), float32 in [0, 1], alpha straight; ``camera`` with V poses; ``names``, one a view, in natural order;
     ``points`` (P, 3) in the world and ``colors`` (P, 3) in [0, 1], or None; ``near``, ``far`` along the cameras' z; ``synthetic``; ``source``: one
-    line for captions, with the licence; ``notes``: what the reader left out or changed; ``depth`` (V, 1, H, W), 0 where nothing is, or None.
+    line for captions, with the licence; ``notes``: what the reader left out or changed; ``depth`` (V, 1, H, W), 0 where nothing is, or None;
+    ``expected``: pictures that the files speak of, V if 0.
 
     Raises
     ------
@@ -110,26 +142,15 @@ class Capture:
     source: str
     notes: tuple[str, ...] = ()
     depth: Tensor | None = None
+    expected: int = 0
 
-    def __post_init__(self):
-        V, size = len(self.names), (self.camera.height, self.camera.width)
-        if not V or self.images.ndim != 4 or self.images.shape[:3] != (V, *size) or self.images.shape[3] not in (3, 4) or len(self.camera) != V:
-            raise ValueError(f"Capture: {V} names, {len(self.camera)} cameras of {size[0]} x {size[1]} pixels, images {tuple(self.images.shape)}: "
-                             "expected as many of each, at least one, and images (V, H, W, 3 or 4)")
-        low, high = self.images.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"Capture: expected colours in [0, 1], got {low:g} to {high:g}")
-        if (self.points is None) != (self.colors is None) or (self.points is not None and not self.points.shape == self.colors.shape == (len(self.points), 3)):
-            raise ValueError("Capture: expected points (P, 3) with colors (P, 3), or neither")
-        if not 0 < self.near < self.far < math.inf:
-            raise ValueError(f"Capture: expected 0 < near < far, got {self.near:g} and {self.far:g}")
+    __post_init__ = _check_capture
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __repr__(self) -> str:
-        V, H, W, C = self.images.shape
-        text = f"Capture({V} views of {H} x {W} x {C}, {0 if self.points is None else len(self.points)} points, near {self.near:.3g}, far {self.far:.3g}"
+        text = f"Capture({len(self)} views of {' x '.join(map(str, self.images.shape[1:]))}, {0 if self.points is None else len(self.points)} points, near {self.near:.3g}, far {self.far:.3g}"
         return "; ".join((text, *self.notes)) + ")"
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Capture:
@@ -141,15 +162,14 @@ class Capture:
         """Return the pictures (V, H, W, 3) on "white", "black", a grey value, or colours (..., 3) that broadcast; those without alpha as they are."""
         if self.images.shape[-1] == 3:
             return self.images
-        if isinstance(background, str) and background not in _BACKGROUNDS:
-            raise ValueError(f"background={background!r}: expected 'white', 'black', a number, or three")
-        b = torch.as_tensor(_BACKGROUNDS[background] if isinstance(background, str) else background).to(self.images)
-        return self.images[..., :3] * self.images[..., 3:] + (1 - self.images[..., 3:]) * b
+        rgb, alpha = self.images[..., :3], self.images[..., 3:]
+        return rgb * alpha + (1 - alpha) * _background(background).to(rgb)
 
     def resized(self, height: int, width: int) -> Capture:
         """Return the capture at a smaller size: pictures as `shrink` makes them, K scaled, depth from the nearest pixel."""
+        images = shrink(self.images, height, width)
         depth = self.depth if self.depth is None else F.interpolate(self.depth, (height, width), mode="nearest-exact")
-        return replace(self, images=shrink(self.images, height, width), camera=self.camera.resize(height, width), depth=depth)
+        return replace(self, images=images, camera=self.camera.resize(height, width), depth=depth)
 
     def split(self, every: int = 8) -> tuple[Capture, Capture]:
         """Return (train, held out): views 0, ``every``, 2 ``every`` ... by name are held out, as LLFF's protocol has it."""
@@ -255,7 +275,7 @@ def straighten(lens: Lens) -> tuple[Lens, Tensor]:
     at = lambda x, y: (torch.stack(torch.broadcast_tensors(x, y), -1).reshape(-1, 2) - middle) / scale
     rim = torch.cat([at(u, v[:1]), at(u, v[-1:]), at(u[:1], v), at(u[-1:], v)])
     size = torch.tensor([W, H], dtype=torch.float64)
-    blank = lambda zoom: not (((p := distort(rim / zoom, lens) * scale + middle) >= 0) & (p <= size)).all()
+    blank = lambda zoom: not (((p := distort(rim / zoom, lens) * scale + middle) >= 0.5 - 1e-9) & (p <= size - 0.5 + 1e-9)).all()
     low, high = 1.0, 4.0
     if blank(high):
         raise ValueError(f"its distortion {lens.kind} {lens.k} would leave less than a quarter of the picture")
@@ -330,8 +350,23 @@ def _take(view: _View, size: int | tuple[int, int] | None, maps: dict) -> tuple[
     return shrink(x[None], h, w)[0], lens.scaled(h, w)
 
 
+def _stack(pictures: list[Tensor], files: Sequence[Path]) -> Tensor:
+    """Return pictures as one tensor, cut to the smallest, with an opacity for all if one has it."""
+    shapes = np.array([x.shape[:2] for x in pictures])
+    h, w = shapes.min(0).tolist()
+    if (shapes - [h, w] > max(2, 0.01 * max(h, w))).any():
+        odd = int(np.abs(shapes - np.median(shapes, 0)).sum(1).argmax())
+        other = int(np.abs(shapes - shapes[odd]).sum(1).argmax())
+        raise ValueError(f"{files[odd]} has {shapes[odd, 0]} x {shapes[odd, 1]} pixels, {files[other].name} {shapes[other, 0]} x {shapes[other, 1]}: "
+                         "a capture holds pictures of one size")
+    images = torch.ones(len(pictures), h, w, max(x.shape[2] for x in pictures))
+    for i, x in enumerate(pictures):
+        images[i, ..., :x.shape[2]] = x[:h, :w]
+    return images
+
+# %% ../../nbs/core/captures.ipynb #assemble-all
 def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source: str, points: Tensor | None = None, colors: Tensor | None = None,
-              near: float | None = None, far: float | None = None, notes: Sequence[str] = ()) -> Capture:
+              near: float | None = None, far: float | None = None, notes: Sequence[str] = (), expected: int = 0) -> Capture:
     """Read the pictures of views, in natural order of names, and return the capture."""
     views = sorted(views, key=lambda v: _natural(v.name))
     maps, taken = {}, []
@@ -339,22 +374,15 @@ def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source
         taken.append(_take(view, size, maps))
         if len(taken) == 1 and (need := taken[0][0].numel() * 4 * len(views)) > 8e9:
             raise ValueError(f"{view.file.parent}: {len(views)} pictures of {taken[0][0].shape[0]} x {taken[0][0].shape[1]} need {need / 1e9:.0f} GB; give size=")
-    shapes = np.array([x.shape[:2] for x, _ in taken])
-    h, w = shapes.min(0).tolist()
-    if (shapes - [h, w] > max(2, 0.01 * max(h, w))).any():
-        odd = int(np.abs(shapes - np.median(shapes, 0)).sum(1).argmax())
-        raise ValueError(f"{views[odd].file} has {shapes[odd, 0]} x {shapes[odd, 1]} pixels, others {h} x {w}: a capture holds pictures of one size")
-    channels = max(x.shape[2] for x, _ in taken)
-    images = torch.ones(len(taken), h, w, channels)
-    for i, (x, _) in enumerate(taken):
-        images[i, ..., :x.shape[2]] = x[:h, :w]
+    images = _stack([x for x, _ in taken], [v.file for v in views])
+    h, w = images.shape[1:3]
     K, c2w = np.stack([lens.K for _, lens in taken]), np.stack([v.c2w for v in views])
     camera = Camera(torch.from_numpy(K), torch.from_numpy(c2w), h, w).to(torch.float32)
     if near is None or far is None:
         near, far = depth_range(camera, points)
     zoom = max((flat.fx / lens.fx for lens, (flat, _) in maps.items()), default=None)
     notes = (*notes, *([] if zoom is None else [f"distortion straightened, at most {100 * (zoom - 1):.1f} % of a side cut"]))
-    return Capture(images, camera, tuple(v.name for v in views), points, colors, near, far, False, source, notes)
+    return Capture(images, camera, tuple(v.name for v in views), points, colors, near, far, False, source, notes, expected=max(expected, len(views)))
 
 
 def _natural(name: str) -> list:
@@ -443,8 +471,10 @@ def _json_lens(fields: dict, picture: tuple[int, int], where: str) -> Lens:
         raise ValueError(f"{where}: camera_model {model} is not read; undistort the pictures with the program that wrote the file")
     names = _FISHEYE if model == "OPENCV_FISHEYE" else _RADIAL if "PINHOLE" not in model else ()
     if names is _RADIAL and model != "FULL_OPENCV":
-        names = names[:5]                                                        # a k4 beside k1, k2, p1, p2, k3 belongs to another model
+        names = names[:5]
     k = tuple(_number(fields, name, where, 0.0) for name in names)
+    if rest := [name for name in _RADIAL if name not in names and _number(fields, name, where, 0.0)]:
+        raise ValueError(f"{where}: {rest[0]} is not 0, which a lens {model} does not have; undistort the pictures with the program that wrote the file")
     kind = "fisheye" if model == "OPENCV_FISHEYE" else "radial"
     return Lens(H, W, fx, fy, _number(fields, "cx", where, W / 2), _number(fields, "cy", where, H / 2), kind, k)
 
@@ -521,7 +551,7 @@ def read_transforms(path: str | Path, size: int | tuple[int, int] | None = None,
         at = (1, 1) if {"w", "h"} <= fields.keys() else _picture_size(picture)
         views.append(_View(name, picture, _json_lens(fields, at, where), opengl_to_opencv(torch.from_numpy(pose)).numpy()))
     points, colors = _points_beside(root, data.get("ply_file_path"))
-    return _assemble(views, size, source or str(file), points, colors, near, far, notes)
+    return _assemble(views, size, source or str(file), points, colors, near, far, notes, len(frames))
 
 
 def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor | None]:
@@ -539,6 +569,27 @@ def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor |
     else:
         return None, None
     return torch.from_numpy(np.asarray(xyz, np.float32)), torch.from_numpy(np.asarray(rgb, np.float32) / 255)
+
+# %% ../../nbs/core/captures.ipynb #write-transforms
+def write_transforms(capture: Capture, folder: str | Path) -> Path:
+    """Write a capture as transforms.json with images/*.png (8 bit) and sparse_points.npz, into a folder that is made; return the file's path."""
+    root = Path(folder)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    frames, pixels = [], (capture.images.cpu() * 255).round().to(torch.uint8).numpy()
+    poses, Ks = opengl_to_opencv(capture.camera.c2w.cpu().double()), capture.camera.K.cpu().double()
+    for i, name in enumerate(capture.names):
+        file = f"images/{re.sub(r'[^A-Za-z0-9_-]+', '_', str(Path(name).with_suffix('')))}.png"
+        with atomic_write(root / file) as temporary:
+            Image.fromarray(pixels[i]).save(temporary, format="PNG")
+        K = Ks[i].tolist()
+        frames.append({"file_path": file, "fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2], "transform_matrix": poses[i].tolist()})
+    data = {"w": capture.camera.width, "h": capture.camera.height, "camera_model": "PINHOLE", "frames": frames}
+    if capture.points is not None:
+        with atomic_write(root / "sparse_points.npz") as temporary:
+            np.savez(temporary, xyz=capture.points.cpu().numpy(), rgb=(capture.colors.cpu() * 255).round().to(torch.uint8).numpy())
+    with atomic_write(root / "transforms.json") as temporary:
+        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    return root / "transforms.json"
 
 # %% ../../nbs/core/captures.ipynb #read-blender
 def read_blender(path: str | Path, split: str = "train", size: int | tuple[int, int] | None = None, near: float = 2.0, far: float = 6.0,
@@ -580,13 +631,368 @@ def read_lego(path: str | Path, size: int | tuple[int, int] | None = None, split
     whole = Capture(straight, camera, tuple(f"train/r_{i}" for i in range(V)), None, None, 2.0, 6.0, False, source)
     return whole.resized(*_target(size, H, W))
 
+# %% ../../nbs/core/captures.ipynb #llff
+def mean_pose(c2w: Tensor) -> Tensor:
+    """Return the mean camera (4, 4) of poses (V, 4, 4), OpenCV axes: mean position, mean forward axis, and down as near to the mean as it can be."""
+    z = F.normalize(c2w[:, :3, 2].sum(0), dim=0)
+    x = F.normalize(torch.linalg.cross(c2w[:, :3, 1].sum(0), z), dim=0)
+    out = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
+    out[:3] = torch.stack([x, torch.linalg.cross(z, x), z, c2w[:, :3, 3].mean(0)], -1)
+    return out
+
+
+def read_llff(path: str | Path, size: int | tuple[int, int] | None = None, images: str | None = None, rescale: bool = True, recenter: bool = True,
+              source: str = "") -> Capture:
+    """Read an LLFF folder: poses_bounds.npy and images/ (or images_8/, images_4/, images_2/).
+
+    Parameters
+    ----------
+    path : the folder
+    size, images, source : as for `read_transforms`; without ``images`` the largest pictures are taken
+    rescale, recenter : as NeRF does: near becomes 4/3, the mean camera the origin
+
+    Raises
+    ------
+    FileNotFoundError
+        No poses_bounds.npy, or no folder of pictures.
+    ValueError
+        Another shape of the array, another number of pictures, a pose that is none, bounds out of order; by the row.
+    """
+    root = Path(path).expanduser()
+    file = root / "poses_bounds.npy"
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    try:
+        rows = np.load(file, allow_pickle=False).astype(np.float64)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file} is no array of numbers, or it is cut short: {error}") from error
+    if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
+        raise ValueError(f"{file}: expected an array (pictures, 17), got {rows.shape}")
+    folder = next((f for name in ([images] if images else ("images", "images_2", "images_4", "images_8")) if (f := root / name).is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"{root}: no folder {images or 'images/'} with the pictures of {file.name}")
+    pictures = sorted((p for p in folder.iterdir() if p.suffix in _SUFFIXES), key=lambda p: p.name)
+    if len(pictures) != len(rows):
+        raise ValueError(f"{file} has {len(rows)} rows, {folder} {len(pictures)} pictures: they belong together by order, so as many are needed")
+    poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
+    if bad := np.flatnonzero(~((bounds[:, 0] > 0) & (bounds[:, 1] > bounds[:, 0]) & np.isfinite(bounds).all(1))).tolist():
+        raise ValueError(f"{file}: row {bad[0]} ({pictures[bad[0]].name}): expected 0 < near < far in its last two numbers, got {bounds[bad[0]].tolist()}")
+    c2w = np.stack([_pose(np.stack([p[:, 1], p[:, 0], -p[:, 2], p[:, 3]], 1), f"{file}: row {i} ({pictures[i].name})") for i, p in enumerate(poses)])
+    scale = 1 / (0.75 * bounds.min()) if rescale else 1.0
+    c2w[:, :3, 3] *= scale
+    if recenter:
+        c2w = (invert_pose(mean_pose(torch.from_numpy(c2w))) @ torch.from_numpy(c2w)).numpy()
+    views = []
+    for i, (picture, pose) in enumerate(zip(pictures, c2w)):
+        H, W, f = (_number({"value": v}, "value", f"{file}: row {i}, {what}", positive=True) for what, v in zip(("height", "width", "focal length"), poses[i, :, 4].tolist()))
+        views.append(_View(picture.name, picture, Lens(H, W, f, f, W / 2, H / 2), pose))
+    return _assemble(views, size, source or str(root), near=scale * bounds.min(), far=scale * bounds.max())
+
+# %% ../../nbs/core/captures.ipynb #colmap-model
+class ColmapCamera(NamedTuple):
+    """Model by COLMAP's name, size in pixels, parameters in COLMAP's order."""
+
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+
+class ColmapImage(NamedTuple):
+    """Name, camera's id, world to camera as quaternion wxyz and translation; keypoints xy (N, 2), and the ids (N,) of their points, -1 for none."""
+
+    name: str
+    camera: int
+    q: tuple[float, float, float, float]
+    t: tuple[float, float, float]
+    xy: np.ndarray
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Colmap:
+    """A sparse model: cameras and images by id; points: ids (P,), xyz (P, 3) float64, rgb (P, 3) uint8, error (P,) pixels, tracks: P arrays (L, 2)
+    of image id and index of the keypoint in it."""
+
+    cameras: dict[int, ColmapCamera]
+    images: dict[int, ColmapImage]
+    ids: np.ndarray
+    xyz: np.ndarray
+    rgb: np.ndarray
+    error: np.ndarray
+    tracks: list[np.ndarray]
+
+# %% ../../nbs/core/captures.ipynb #colmap-kinds
+_KINDS = {  # number in the files: name, number of parameters, names of those after focal lengths and centre, or None if it is not read
+    0: ("SIMPLE_PINHOLE", 3, ""), 1: ("PINHOLE", 4, ""), 2: ("SIMPLE_RADIAL", 4, "k1"), 3: ("RADIAL", 5, "k1 k2"), 4: ("OPENCV", 8, "k1 k2 p1 p2"),
+    5: ("OPENCV_FISHEYE", 8, "k1 k2 k3 k4"), 6: ("FULL_OPENCV", 12, "k1 k2 p1 p2 k3 k4 k5 k6"), 7: ("FOV", 5, None), 8: ("SIMPLE_RADIAL_FISHEYE", 4, "k1"),
+    9: ("RADIAL_FISHEYE", 5, "k1 k2"), 10: ("THIN_PRISM_FISHEYE", 12, None), 11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16, None), 12: ("SIMPLE_DIVISION", 4, None),
+    13: ("DIVISION", 5, None), 14: ("SIMPLE_FISHEYE", 3, ""), 15: ("FISHEYE", 4, ""), 16: ("EUCM", 6, None), 17: ("EQUIRECTANGULAR", 2, None)}
+_BY_NAME = {name: (number, count, extra) for number, (name, count, extra) in _KINDS.items()}
+
+
+def _colmap_lens(camera: ColmapCamera, where: str) -> Lens:
+    """Return the lens of one of COLMAP's cameras."""
+    _, count, extra = _BY_NAME[camera.model]
+    if extra is None:
+        raise ValueError(f"{where}: camera model {camera.model} is not read; run COLMAP's image_undistorter, which writes PINHOLE")
+    single = count - len(extra.split()) == 3                                      # one focal length for both axes
+    fx, fy, cx, cy = (camera.params[0], *camera.params[:3]) if single else camera.params[:4]
+    k = camera.params[3 if single else 4:]
+    if not all(map(math.isfinite, camera.params)) or min(fx, fy, camera.width, camera.height) <= 0:
+        raise ValueError(f"{where}: expected finite parameters and a focal length above 0, got {camera.params} for {camera.width} x {camera.height} pixels")
+    return Lens(camera.height, camera.width, fx, fy, cx, cy, "fisheye" if "FISHEYE" in camera.model else "radial", k)
+
+# %% ../../nbs/core/captures.ipynb #colmap-binary
+class _Bytes:
+    """A binary file that is read from front to back; ValueError says where it is cut short."""
+
+    def __init__(self, file: Path):
+        self.file, self.data, self.at = file, file.read_bytes(), 0
+
+    def take(self, layout: str) -> tuple:
+        """Return the next values of a struct layout."""
+        try:
+            values = struct.unpack_from("<" + layout, self.data, self.at)
+        except struct.error as error:
+            raise ValueError(f"{self.file}: cut short: it ends at byte {len(self.data)} within a record") from error
+        self.at += struct.calcsize("<" + layout)
+        return values
+
+    def array(self, dtype: np.dtype, count: int) -> np.ndarray:
+        """Return the next rows of a table."""
+        if self.at + count * dtype.itemsize > len(self.data):
+            raise ValueError(f"{self.file}: cut short: {count} rows of {dtype.itemsize} bytes are announced at byte {self.at}, the file has {len(self.data)}")
+        self.at += count * dtype.itemsize
+        return np.frombuffer(self.data, dtype, count, self.at - count * dtype.itemsize)
+
+    def text(self) -> str:
+        """Return the next text, which ends with a zero."""
+        end = self.data.find(b"\0", self.at)
+        if end < 0:
+            raise ValueError(f"{self.file}: cut short: it ends within a name")
+        self.at, start = end + 1, self.at
+        return self.data[start:end].decode("utf-8", "replace")
+
+
+_KEYPOINTS, _TRACK = np.dtype([("x", "<f8"), ("y", "<f8"), ("id", "<i8")]), np.dtype([("image", "<i4"), ("index", "<i4")])
+
+
+def _read_binary(folder: Path) -> Colmap:
+    """Return a model from its three binary files."""
+    f, cameras, images, rows, tracks = _Bytes(folder / "cameras.bin"), {}, {}, [], []
+    for _ in range(f.take("Q")[0]):
+        number, kind, width, height = f.take("iiQQ")
+        if kind not in _KINDS:
+            raise ValueError(f"{f.file}: camera {number} has the model number {kind}; known are 0 to {max(_KINDS)}")
+        cameras[number] = ColmapCamera(_KINDS[kind][0], width, height, f.take(f"{_KINDS[kind][1]}d"))
+    f = _Bytes(folder / "images.bin")
+    for _ in range(f.take("Q")[0]):
+        number, *pose, camera = f.take("i7di")
+        name, keypoints = f.text(), f.array(_KEYPOINTS, f.take("Q")[0])
+        images[number] = ColmapImage(name, camera, tuple(pose[:4]), tuple(pose[4:]), np.stack([keypoints["x"], keypoints["y"]], 1), keypoints["id"])
+    f = _Bytes(folder / "points3D.bin")
+    for _ in range(f.take("Q")[0]):
+        rows.append(f.take("Q3d3BdQ"))
+        track = f.array(_TRACK, rows[-1][-1])
+        tracks.append(np.stack([track["image"], track["index"]], 1))
+    return _model(cameras, images, rows, tracks)
+
+
+def _model(cameras: dict, images: dict, rows: list, tracks: list) -> Colmap:
+    """Return a model from rows of points: id, x, y, z, r, g, b, error, and more."""
+    table = np.array([r[:8] for r in rows], np.float64).reshape(-1, 8)
+    return Colmap(cameras, images, table[:, 0].astype(np.int64), table[:, 1:4], table[:, 4:7].astype(np.uint8), table[:, 7], tracks)
+
+# %% ../../nbs/core/captures.ipynb #colmap-text
+def _records(file: Path, lines_each: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of the line, lines) for each record of a text file."""
+    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1) if not line.startswith("#")]
+    at = 0
+    while at < len(lines):
+        if lines[at][1].strip():
+            yield lines[at][0], [line for _, line in lines[at:at + lines_each]]
+            at += lines_each
+        else:
+            at += 1
+
+
+def _read_text(folder: Path) -> Colmap:
+    """Return a model from its three text files."""
+    cameras, images, rows, tracks = {}, {}, [], []
+    where = folder
+    try:
+        for n, (line,) in _records(folder / "cameras.txt"):
+            where = f"{folder / 'cameras.txt'}, line {n}"
+            number, kind, width, height, *params = line.split()
+            if kind not in _BY_NAME or len(params) != _BY_NAME[kind][1]:
+                raise ValueError(f"camera model {kind} with {len(params)} parameters; known are {', '.join(_BY_NAME)}")
+            cameras[int(number)] = ColmapCamera(kind, int(width), int(height), tuple(map(float, params)))
+        for n, lines in _records(folder / "images.txt", 2):
+            where = f"{folder / 'images.txt'}, line {n}"
+            number, *pose, camera, name = lines[0].split(maxsplit=9)
+            keypoints = np.array(lines[1].split() if len(lines) > 1 else [], np.float64).reshape(-1, 3)
+            images[int(number)] = ColmapImage(name.strip(), int(camera), tuple(map(float, pose[:4])), tuple(map(float, pose[4:])), keypoints[:, :2], keypoints[:, 2].astype(np.int64))
+            if len(pose) != 7:
+                raise ValueError(f"expected id, four numbers, three, camera and name, got {lines[0]!r}")
+        for n, (line,) in _records(folder / "points3D.txt"):
+            where = f"{folder / 'points3D.txt'}, line {n}"
+            values = line.split()
+            rows.append([float(v) for v in values[:8]])
+            tracks.append(np.array(values[8:], np.int64).reshape(-1, 2))
+            if len(rows[-1]) != 8:
+                raise ValueError("expected id, x, y, z, r, g, b, error and a track")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return _model(cameras, images, rows, tracks)
+
+# %% ../../nbs/core/captures.ipynb #colmap-write
+def colmap_model(folder: str | Path) -> Colmap:
+    """Read a sparse model of COLMAP, from .bin files, else from .txt; rigs and frames of 3.12 and later are not needed.
+
+    Raises
+    ------
+    FileNotFoundError
+        One of cameras, images, points3D is missing.
+    ValueError
+        A file is cut short or holds what does not belong there, by record or line.
+    """
+    folder = Path(folder).expanduser()
+    for ending, read in ((".bin", _read_binary), (".txt", _read_text)):
+        there = [(folder / (part + ending)).is_file() for part in ("cameras", "images", "points3D")]
+        if all(there):
+            return read(folder)
+        if any(there):
+            lost = [part + ending for part, found in zip(("cameras", "images", "points3D"), there) if not found]
+            raise FileNotFoundError(f"{folder}: no {', '.join(lost)} beside the other files of the model")
+    raise FileNotFoundError(f"{folder}: no cameras, images and points3D, .bin or .txt")
+
+
+def write_colmap(model: Colmap, folder: str | Path, text: bool = False) -> None:
+    """Write a sparse model as COLMAP's three files, binary or text, into a folder that exists."""
+    folder = Path(folder)
+    say = lambda *values: " ".join(str(v) if isinstance(v, str) else format(v, ".17g") for v in values) + "\n"
+    if text:
+        cameras = [say(i, c.model, c.width, c.height, *c.params) for i, c in model.cameras.items()]
+        images = [say(i, *m.q, *m.t, m.camera, m.name) + say(*(v for (x, y), k in zip(m.xy.tolist(), m.ids.tolist()) for v in (x, y, k))) for i, m in model.images.items()]
+        points = [say(*row, *track.ravel().tolist()) for row, track in zip(_rows(model), model.tracks)]
+        content = {f"{n}.txt": "".join(v).encode() for n, v in (("cameras", cameras), ("images", images), ("points3D", points))}
+    else:
+        count = lambda x: struct.pack("<Q", len(x))
+        cameras = [struct.pack(f"<iiQQ{len(c.params)}d", i, _BY_NAME[c.model][0], c.width, c.height, *c.params) for i, c in model.cameras.items()]
+        images = [struct.pack("<i7di", i, *m.q, *m.t, m.camera) + m.name.encode() + b"\0" + count(m.xy) +
+                  np.array(list(zip(*m.xy.T.tolist(), m.ids.tolist())), _KEYPOINTS).tobytes() for i, m in model.images.items()]
+        points = [struct.pack("<Q3d3Bd", *row) + count(track) + track.astype("<i4").tobytes() for row, track in zip(_rows(model), model.tracks)]
+        content = {f"{n}.bin": count(v) + b"".join(v) for n, v in (("cameras", cameras), ("images", images), ("points3D", points))}
+    for name, data in content.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def _rows(model: Colmap) -> Iterator[list]:
+    """Yield id, x, y, z, r, g, b, error of each point."""
+    return ([i, *p, *c, e] for i, p, c, e in zip(model.ids.tolist(), model.xyz.tolist(), model.rgb.tolist(), model.error.tolist()))
+
+# %% ../../nbs/core/captures.ipynb #quaternion
+def quaternion_matrix(q: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the rotation (3, 3) of a quaternion wxyz of any norm above 0; ValueError for one that has no direction."""
+    q = np.asarray(q, np.float64)
+    norm = np.linalg.norm(q)
+    if not (np.isfinite(norm) and norm > 1e-12):
+        raise ValueError(f"expected a quaternion wxyz with a norm above 0, got {q.tolist()}")
+    w, x, y, z = q / norm
+    v = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * v + 2 * v @ v
+
+# %% ../../nbs/core/captures.ipynb #sparse-models
+def _sparse_models(root: Path) -> list[tuple[int, Path]]:
+    """Return (registered pictures, folder) of each sparse model in or below a folder, the largest first."""
+    found = []
+    for pattern in (".", "sparse", "sparse/*", "colmap/sparse/*", "[0-9]*"):
+        for folder in sorted(root.glob(pattern)) if pattern != "." else [root]:
+            if (file := folder / "images.bin").is_file():
+                found.append((_Bytes(file).take("Q")[0], folder))
+            elif (file := folder / "images.txt").is_file():
+                found.append((sum(1 for _ in _records(file, 2)), folder))
+    return sorted(dict.fromkeys(found), key=lambda f: -f[0])
+
+# %% ../../nbs/core/captures.ipynb #read-colmap
+def read_colmap(path: str | Path, size: int | tuple[int, int] | None = None, images: str | None = None, near: float | None = None,
+                far: float | None = None, source: str = "") -> Capture:
+    """Read photos and the sparse model that COLMAP made of them; of several models the largest.
+
+    Parameters
+    ----------
+    path : folder with sparse/, sparse/0/ ... and images/ (or images_2/ ... beside it); or that of a model, its pictures in images/ above it
+    size, images, near, far, source : as for `read_transforms`; ``images`` may be a path of its own
+
+    Raises
+    ------
+    FileNotFoundError
+        No model, or none of its pictures.
+    ValueError
+        A damaged model, no registered picture, an image whose camera is missing, a quaternion of norm 0, a camera model that is not read.
+    """
+    root = Path(path).expanduser()
+    models = _sparse_models(root)
+    if not models:
+        raise FileNotFoundError(f"{root}: no sparse model: expected sparse/0/cameras.bin, images.bin, points3D.bin, or .txt")
+    count, folder = models[0]
+    if not count:
+        raise ValueError(f"{folder}: its model has no registered picture; the photos share too little, or too few features were found")
+    model = colmap_model(folder)
+    base = next((p for p in (root, *list(root.resolve().parents)[:3]) if any((p / n).is_dir() for n in ("images", "images_2", "images_4", "images_8"))), root)
+    registered = sorted(model.images.items(), key=lambda item: item[1].name)
+    files, notes = _present(base, [m.name for _, m in registered], images, folder)
+    views, lenses = [], {}
+    for (number, m), picture in zip(registered, files):
+        where = f"{folder}: image {number} ({m.name})"
+        if m.camera not in model.cameras:
+            raise ValueError(f"{where}: its camera {m.camera} is not among the cameras")
+        lens = lenses.get(m.camera) or lenses.setdefault(m.camera, _colmap_lens(model.cameras[m.camera], f"{folder}: camera {m.camera}"))
+        try:
+            R = quaternion_matrix(m.q)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if picture is not None:
+            w2c = _pose(np.column_stack([R, m.t]), where)
+            views.append(_View(m.name, picture, lens, invert_pose(torch.from_numpy(w2c)).numpy()))
+    photos = sum(p.suffix in _SUFFIXES for p in views[0].file.parent.iterdir())
+    notes += [f"{len(registered)} of {photos} photos are registered"] if photos > len(registered) else []
+    notes += [f"{len(models)} models, with {', '.join(str(n) for n, _ in models)} pictures: the largest is taken, {folder.name}"] if len(models) > 1 else []
+    points = (torch.from_numpy(model.xyz).float(), torch.from_numpy(model.rgb).float() / 255) if len(model.ids) else (None, None)
+    return _assemble(views, size, source or str(root), *points, near, far, notes, max(photos, len(registered)))
+
+# %% ../../nbs/core/captures.ipynb #to-colmap
+def to_colmap(capture: Capture) -> Colmap:
+    """Return a capture's cameras and points as a sparse model: PINHOLE cameras, a keypoint wherever a point falls into a picture (and is not hidden,
+    where depth is known), names as they are."""
+    from scipy.spatial.transform import Rotation
+
+    V, camera = len(capture), capture.camera.to("cpu", torch.float64)
+    xyz = torch.zeros(0, 3) if capture.points is None else capture.points.cpu()
+    rgb = torch.zeros(0, 3) if capture.colors is None else capture.colors.cpu()
+    w2c = camera.w2c.numpy()
+    quats = np.roll(Rotation.from_matrix(w2c[:, :3, :3]).as_quat(), 1, 1)
+    uv, z = project(xyz, camera)
+    seen = ((uv >= 0) & (uv <= uv.new_tensor([camera.width, camera.height]))).all(-1)
+    if capture.depth is not None:
+        seen &= (sample_at(capture.depth.cpu().double(), uv[:, None], "nearest")[:, 0, 0] - z).abs() <= 0.01 * z
+    index = seen.long().cumsum(1) - 1                                             # of a point's keypoint in each picture
+    images = {v + 1: ColmapImage(name, v + 1, tuple(quats[v].tolist()), tuple(w2c[v, :3, 3].tolist()), uv[v][seen[v]].numpy(), seen[v].nonzero()[:, 0].numpy() + 1)
+              for v, name in enumerate(capture.names)}
+    cameras = {v + 1: ColmapCamera("PINHOLE", camera.width, camera.height, tuple(camera.K[v][[0, 1, 0, 1], [0, 1, 2, 2]].tolist())) for v in range(V)}
+    tracks = [torch.stack([at + 1, index[at, k]], 1).numpy() for k in range(len(xyz)) for at in [seen[:, k].nonzero()[:, 0]]]
+    return Colmap(cameras, images, np.arange(1, len(xyz) + 1), xyz.double().numpy(), (rgb * 255).round().byte().numpy(), np.zeros(len(xyz)), tracks)
+
 # %% ../../nbs/core/captures.ipynb #read-capture
 def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **options: Any) -> Capture:
     """Read a folder or file of any layout that the library knows, recognised by its files.
 
     Parameters
     ----------
-    path : folder with transforms.json or transforms_train.json (Blender, instant-ngp, nerfstudio); or such a file itself
+    path : folder with transforms.json (instant-ngp, nerfstudio), transforms_train.json (Blender), a sparse model of COLMAP, or poses_bounds.npy
+        (LLFF); tried in this order; or a .json file itself
     size : as for `capture`
     options : of the reader
 
@@ -602,13 +1008,21 @@ def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **
         return read_transforms(path, size, **options)
     if (path / "transforms_train.json").is_file():
         return read_blender(path, size=size, **options)
-    raise FileNotFoundError(f"{path}: expected transforms.json or transforms_train.json")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is neither a folder nor a .json file")
+    if _sparse_models(path):
+        return read_colmap(path, size, **options)
+    if (path / "poses_bounds.npy").is_file():
+        return read_llff(path, size, **options)
+    photos = sum(p.suffix in _SUFFIXES for folder in (path, path / "images") if folder.is_dir() for p in folder.iterdir())
+    hint = f"; it holds {photos} photos: paperlib data photos {path} finds their cameras" if photos else ""
+    raise FileNotFoundError(f"{path}: no cameras: expected transforms.json, transforms_train.json, sparse/ (COLMAP) or poses_bounds.npy (LLFF){hint}")
 
 # %% ../../nbs/core/captures.ipynb #door
 CAPTURES = ("still_life", "lego", "fox")
 
 
-def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None = None, **options: Any) -> Capture:
+def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None = None, seed: int | str = 0, **options: Any) -> Capture:
     """Return a capture: our own scene, a recorded set, or a folder.
 
     Parameters
@@ -616,7 +1030,8 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
     name : "still_life" (synthetic, always there); "lego", "fox" (recorded sets, looked for as `dataset` of core.data does); else a folder, or
         a .json file, whose layout is recognised: see `read_capture`
     size : the longer side of the pictures or (height, width), in pixels; None is the size in the files, 100 for "still_life"
-    options : of the reader: `own_scene` takes ``seed``, ``views``, ``n_points``, ``samples``, ``radius``; the others are those of `read_capture`
+    seed : of "still_life"; nothing in the others is drawn
+    options : of the reader: `own_scene` takes ``views``, ``n_points``, ``samples``, ``radius``; the others are those of `read_capture`
 
     Returns
     -------
@@ -630,11 +1045,259 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
         An unknown name, a size larger than the pictures, or anything that a reader refuses.
     """
     if name == "still_life":
-        return own_scene(100 if size is None else size, **options)
+        return own_scene(100 if size is None else size, seed, **options)
     if name in ("lego", "fox"):
-        options.pop("seed", None)                                                # nothing in them is drawn
         return dataset(name, size=size, **options)
     if not Path(name).expanduser().exists():
         raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
-    options.pop("seed", None)
     return read_capture(name, size=size, **options)
+
+# %% ../../nbs/core/captures.ipynb #show-cameras
+def frusta(camera: Camera, length: float) -> np.ndarray:
+    """Return the edges of V camera pyramids as segments (8 V, 2, 3) in the world: four from the eye, four around the picture at depth ``length``."""
+    size = camera.K.new_tensor([[0, 0], [camera.width, 0], [camera.width, camera.height], [0, camera.height]])
+    rays = (size - camera.K[:, None, :2, 2]) / camera.K[:, None, [0, 1], [0, 1]]
+    corners = length * F.pad(rays, (0, 1), value=1.0) @ camera.c2w[:, :3, :3].mT + camera.position[:, None]
+    eye = camera.position[:, None].expand_as(corners)
+    return torch.stack([torch.cat([eye, corners], 1), torch.cat([corners, corners.roll(-1, 1)], 1)], 2).flatten(0, 1).cpu().numpy()
+
+
+def show_cameras(captures: Mapping[str, Capture], n_points: int = 1500, up: Sequence[float] | None = None) -> Any:
+    """Return a matplotlib figure of captures side by side, each under its title: cameras as pyramids, points in their colours, seen from above at an angle.
+
+    Parameters
+    ----------
+    captures : title -> Capture
+    n_points : points drawn of each, evenly chosen among those near the cameras' middle
+    up : direction drawn upwards; default minus the cameras' mean y axis
+    """
+    import matplotlib.pyplot as plt
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    from paperlib.core.viz import CYCLE
+
+    figure = plt.figure(figsize=(7, 3.6))
+    for k, (title, c) in enumerate(captures.items()):
+        ax = figure.add_subplot(1, len(captures), k + 1, projection="3d")
+        z = torch.as_tensor(up if up is not None else -c.camera.c2w[:, :3, 1].mean(0)).double().cpu()
+        turn = look_at((0.0, 0.0, 0.0), torch.linalg.cross(z, z.roll(1) + z.new_tensor([0.1, 0.2, 0.3])), z.tolist())[:3, :3].numpy()
+        turn = np.stack([turn[:, 0], turn[:, 2], -turn[:, 1]], 1)                 # to axes right, forward, up
+        edges = frusta(c.camera, 0.12 * (c.extent or c.near)) @ turn
+        ax.add_collection3d(Line3DCollection(edges, colors=CYCLE[0], linewidths=0.5))
+        aim = focus(c.camera)[0].cpu().numpy() @ turn
+        corners = np.vstack([edges.reshape(-1, 3), aim if np.isfinite(aim).all() else edges[0, :1]])
+        middle, reach = (corners.max(0) + corners.min(0)) / 2, max(np.ptp(corners, 0).max() / 2, 0.1)
+        if c.points is not None:
+            near = ((c.points - c.camera.position.mean(0).to(c.points)).norm(dim=-1) < 2 * c.extent).nonzero()[:, 0]
+            at = near[:: max(1, len(near) // n_points)]
+            ax.scatter(*(c.points[at].double().cpu().numpy() @ turn).T, c=c.colors[at].cpu().numpy(), s=1.5, linewidths=0)
+        ax.set(title=title, **{f"{k}lim": (m - reach, m + reach) for k, m in zip("xyz", middle)})
+        ax.set_box_aspect((1, 1, 1), zoom=1.5)
+        ax.set_axis_off()
+        ax.view_init(35, -60)
+    return figure
+
+# %% ../../nbs/core/captures.ipynb #doctor-checks
+class Finding(NamedTuple):
+    """What the doctor says about one precondition: level "ok", "warning" or "error", what it looked at, and a message."""
+
+    level: str
+    check: str
+    message: str
+
+
+def _check_views(c: Capture) -> Finding:
+    V, wanted = len(c), max(c.expected, len(c))
+    lost = f"{V} of {wanted} pictures have a camera and a file" if wanted > V else f"{V} picture{'s' * (V > 1)}"
+    level = "error" if V == 1 or V < 0.5 * wanted else "warning" if V < 0.9 * wanted or V < 20 else "ok"
+    advice = {"error": ": too few" if V > 1 else ": one camera sees no depth", "warning": ": the fewer, the more holes", "ok": ""}[level]
+    return Finding(level, "views", lost + advice)
+
+
+def _check_parallax(c: Capture) -> Finding:
+    p = c.camera.position.double()
+    if c.extent < 1e-6 * max(c.far, 1e-12):
+        return Finding("error", "parallax", "all cameras stand in one place: there is no parallax, so no depth")
+    middle, _ = focus(c.camera)
+    if middle.isnan().any():
+        spread = torch.rad2deg(torch.tensor(c.extent / c.near).atan()).item()
+        return Finding("ok" if spread > 2 else "warning", "parallax", f"the axes are parallel (forward facing); their places differ by up to {spread:.0f}° at the near side")
+    e = F.normalize(p - middle, dim=-1)
+    spread = torch.rad2deg((e @ e.T).clamp(-1, 1).acos().max()).item()
+    return Finding("ok" if spread > 10 else "warning", "parallax", f"the middle is seen from directions up to {spread:.0f}° apart")
+
+# %% ../../nbs/core/captures.ipynb #doctor-points
+def _check_aim(c: Capture) -> Finding:
+    middle, z = focus(c.camera)
+    if middle.isnan().any():
+        return Finding("ok", "common point", "the axes are parallel: forward facing")
+    uv, _ = project(middle.to(c.camera.K)[None], c.camera)
+    inside = ((uv[:, 0] >= 0) & (uv[:, 0] <= uv.new_tensor([c.camera.width, c.camera.height]))).all(-1)
+    share, behind = inside.double().mean().item(), (z < 0).double().mean().item()
+    if behind > 0.5:
+        return Finding("error", "common point", f"the axes meet behind {behind:.0%} of the cameras: poses inverted, or OpenGL axes taken for OpenCV's?")
+    return Finding("ok" if share > 0.8 else "warning", "common point", f"{share:.0%} of the pictures show the point nearest to all axes")
+
+
+def _check_points(c: Capture) -> Finding:
+    if c.points is None:
+        return Finding("warning", "points", "none: Gaussian splatting starts from random ones")
+    at = torch.linspace(0, len(c.points) - 1, min(len(c.points), 1000)).long()
+    views = torch.linspace(0, len(c) - 1, min(len(c), 16)).long()
+    uv, z = project(c.points[at], c.camera[views])
+    inside = ((uv >= 0) & (uv <= uv.new_tensor([c.camera.width, c.camera.height]))).all(-1)
+    if (share := inside.double().mean().item()) < 0.05:
+        return Finding("error", "points", f"{share:.1%} of the points fall into the pictures: points and poses have different worlds or axes")
+    seen = sample_at(c.images[views, ..., :3].movedim(3, 1), uv[:, None])[:, :, 0].mT
+    mixed = at[torch.randperm(len(at), generator=torch.Generator().manual_seed(0))]
+    off, other = ((seen - c.colors[k]).abs().mean(-1).nanmedian().item() for k in (at, mixed))
+    level = "warning" if off > 0.6 * other else "ok"
+    advice = f", shuffled ones by {other:.3f}" + (": hardly more; are the pictures in the order of the poses?" if level == "warning" else "")
+    return Finding(level, "points", f"{len(c.points)} points, {share:.0%} fall into a picture; their colours differ from its pixels by {off:.3f}{advice}")
+
+# %% ../../nbs/core/captures.ipynb #doctor-rest
+def _check_lens(c: Capture) -> Finding:
+    size = c.camera.K.new_tensor([c.camera.width, c.camera.height])
+    off = ((c.camera.K[:, :2, 2] / size - 0.5).abs().max()).item()
+    aspect = (c.camera.K[:, 0, 0] / c.camera.K[:, 1, 1] - 1).abs().max().item()
+    said = [n for n in c.notes if n.startswith("distortion")]
+    if aspect > 0.05:
+        said.append(f"focal lengths differ by {aspect:.0%} between the axes: were the pictures stretched?")
+    if off > 0.01:
+        said.append(f"the principal point is {off:.1%} of a side off the centre; K has it, code that knows only a field of view would be wrong by that")
+    return Finding("warning" if aspect > 0.05 or off > 0.01 else "ok", "lens", "; ".join(said) or "pinhole, centred")
+
+
+def _check_pixels(c: Capture) -> Finding:
+    rgb, alpha = c.images[..., :3], c.images[..., 3:]
+    flat = (rgb.amax((1, 2)) - rgb.amin((1, 2))).amax(-1) < 0.02
+    empty = flat if not alpha.numel() else alpha.amax((1, 2, 3)) < 0.02
+    if not (bad := (flat | empty).nonzero()[:, 0].tolist()):
+        return Finding("ok", "pixels", "no picture is of one colour")
+    tone = rgb[bad[0]].mean().item()
+    kind = "transparent" if empty[bad[0]] and alpha.numel() else "white" if tone > 0.9 else "black" if tone < 0.1 else "of one colour"
+    return Finding("error", "pixels", f"{len(bad)} of {len(c)} pictures show nothing, the first, {c.names[bad[0]]}, is {kind}")
+
+
+def _check_range(c: Capture) -> Finding:
+    middle, z = focus(c.camera)
+    if c.points is not None:
+        z = project(c.points[:: max(1, len(c.points) // 1000)], c.camera)[1].double()
+        z = z[z > 0]
+    z = z[z.isfinite()]
+    share = ((z >= c.near) & (z <= c.far)).double().mean().item() if len(z) else 1.0
+    what = "points" if c.points is not None else "cameras' middle"
+    level = "error" if share < 0.2 else "warning" if share < 0.7 or c.far > 1000 * c.near else "ok"
+    return Finding(level, "near and far", f"{c.near:.3g} to {c.far:.3g} hold {share:.0%} of the {what}" + (": near or far makes no sense" if level == "error" else ""))
+
+
+CHECKS = (_check_views, _check_parallax, _check_aim, _check_points, _check_lens, _check_pixels, _check_range)
+
+
+def doctor(what: Capture | str | Path, **options: Any) -> list[Finding]:
+    """Say which preconditions of NeRF and Gaussian splatting a capture meets.
+
+    Parameters
+    ----------
+    what : a capture, a name or folder as for `capture` (its pictures are read at 256 px at most)
+    options : for the reader
+
+    Returns
+    -------
+    list of Finding, one for each check; if a folder cannot be read, one with level "error", check "reading" and what the reader says
+    """
+    if not isinstance(what, Capture):
+        small = lambda H, W: _target(min(256, max(H, W)), H, W)
+        try:
+            what = capture(what, **{"size": 100 if what == "still_life" else small, **options})
+        except (ValueError, FileNotFoundError) as error:
+            return [Finding("error", "reading", str(error))]
+    return [check(what) for check in CHECKS]
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return findings as a table, what is wrong first."""
+    order = {"error": 0, "warning": 1, "ok": 2}
+    return Table(("", "looked at", "found"), tuple(tuple(f) for f in sorted(findings, key=lambda f: order[f.level])))
+
+# %% ../../nbs/core/captures.ipynb #photos-script
+_SFM = """
+import os
+import sys
+from pathlib import Path
+try:
+    import pycolmap
+except ImportError:
+    sys.exit(3)
+photos, out = Path(sys.argv[1]), Path(sys.argv[2])
+pycolmap.logging.minloglevel = 2
+names = sys.argv[3:]
+database, sparse = out / "database.db", out / "sparse"
+database.unlink(missing_ok=True)
+sparse.mkdir(parents=True, exist_ok=True)
+say = lambda text: print(text, flush=True)
+say(f"features of {len(names)} photos")
+pycolmap.extract_features(database, photos, image_names=names)
+say(f"matching {len(names) * (len(names) - 1) // 2} pairs")
+pycolmap.match_exhaustive(database)
+say("mapping")
+count = [2]  # the first pair
+def next_image():
+    count[0] += 1
+    say(f"mapping: {count[0]} of {len(names)} photos")
+models = pycolmap.incremental_mapping(database, photos, sparse, next_image_callback=next_image)
+for i, model in models.items():
+    say(f"model {i}: {model.num_reg_images()} photos, {model.num_points3D()} points, {model.compute_mean_reprojection_error():.2f} px")
+os._exit(0 if models else 4)  # without the clean-up, where the package was seen to abort
+"""
+
+# %% ../../nbs/core/captures.ipynb #photos
+def poses_from_photos(photos: str | Path, out: str | Path | None = None, tell: Callable[[str], Any] = print, python: str = sys.executable) -> Path:
+    """Find the cameras of photos with COLMAP (package pycolmap, extra ``sfm``), in a process of its own.
+
+    Parameters
+    ----------
+    photos : folder of at least three photos, or one that holds them in images/
+    out : folder for sparse/ and database.db; default the folder given
+    tell : gets a line of progress
+    python : the interpreter that has pycolmap
+
+    Returns
+    -------
+    the folder, for `capture`
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder, or fewer than three photos in it.
+    ImportError
+        pycolmap is not installed.
+    ValueError
+        No two photos could be joined, or COLMAP failed; with its last lines.
+    """
+    root = Path(photos).expanduser()
+    folder = root / "images" if (root / "images").is_dir() else root
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder")
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    if len(names) < 3:
+        raise FileNotFoundError(f"{folder} holds {len(names)} photos ({', '.join(_SUFFIXES[:3])}); three at least, and 30 to 100 that overlap are usual")
+    target = Path(out).expanduser() if out is not None else root
+    target.mkdir(parents=True, exist_ok=True)
+    last: list[str] = []
+    with subprocess.Popen([python, "-c", _SFM, str(folder), str(target), *names], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+        try:
+            for line in process.stdout:
+                last = [*last[-7:], line.rstrip()]
+                if re.match(r"features|matching|mapping|model", line):
+                    tell(line.rstrip())
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 3:
+        raise ImportError("finding cameras needs pycolmap: pip install pycolmap, or pip install 'paperlib[sfm]'")
+    if process.returncode == 4:
+        raise ValueError(f"{folder}: no two of the {len(names)} photos could be joined: they need texture, overlap (two thirds) and a camera that moves")
+    if process.returncode:
+        raise ValueError(f"{folder}: COLMAP stopped with code {process.returncode}: " + " | ".join(last[-4:]))
+    return target
