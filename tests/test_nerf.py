@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import paperlib
 from paperlib.core.captures import capture
+from paperlib.core.paper import weights_list
 from paperlib.core.scenes import orbit_cameras
 from paperlib.core.training import fit
 from paperlib.render import nerf, volume
@@ -345,6 +347,14 @@ def test_lego_carves_a_tight_hull(shared, monkeypatch):
         solid = held.images[i, ..., 3] > 0.5
         points = (o[i][solid][:, None] + t[:, None] * d[i][solid][:, None] - field.middle) / field.reach
         assert field.grid(points).any(-1).float().mean() > 0.999
+
+
+def test_shipped_weights_score_what_their_card_says():
+    scene = paperlib.load("nerf", "still_life_100px")
+    card = next(c for c in weights_list("nerf") if c["name"] == "still_life_100px")
+    _, held = shots(PAPER.preset("small", {"data": "still_life"}))
+    found = [nerf.psnr(scene.render(held.camera[i]).rgb, held.on("white")[i]) for i in range(len(held))]
+    assert np.mean(found) == pytest.approx(card["metrics"]["psnr"], abs=0.02)
 
 
 @GPU

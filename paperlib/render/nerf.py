@@ -225,7 +225,7 @@ def ask(model: NeRF, points: Tensor, viewdirs: Tensor, mask: Tensor | None, delt
     stop : without gradients, a ray is followed only while more than this of its light is left: eight samples at a time
     """
     if mask is None and (not stop or torch.is_grad_enabled()):
-        return model(points, viewdirs), points[..., 0].numel()
+        return model(points, viewdirs).to(points.dtype), points[..., 0].numel()
     R, S = points.shape[:2]
     mask = torch.ones(R, S, dtype=torch.bool, device=points.device) if mask is None else mask
     flat, raw, asked = points.reshape(-1, 3), points.new_zeros(R * S, 4), 0
