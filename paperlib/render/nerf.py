@@ -53,7 +53,7 @@ def encode(x: Tensor, octaves: int) -> Tensor:
 
     References
     ----------
-    Mildenhall et al. 2020, arXiv:2003.08934, equation 4, without its pi and with the input kept, as the official code has it.
+    Mildenhall et al. 2020, arXiv:2003.08934, positional encoding, without its pi and with the input kept, as the official code has it.
     """
     if octaves < 0:
         raise ValueError(f"octaves={octaves}: expected 0 or more")
@@ -293,7 +293,7 @@ def render_rays(coarse: NeRF, fine: NeRF | None, rays_o: Tensor, rays_d: Tensor,
 
     References
     ----------
-    Mildenhall et al. 2020, section 5.2.
+    Mildenhall et al. 2020, arXiv:2003.08934, hierarchical sampling.
     """
     if rays_o.shape != rays_d.shape or rays_d.ndim != 2 or rays_d.shape[1] != 3 or n_coarse < 2 or n_fine < 0:
         raise ValueError(f"render_rays: rays_o {tuple(rays_o.shape)}, rays_d {tuple(rays_d.shape)}, n_coarse={n_coarse}, n_fine={n_fine}: expected (R, 3) twice, at least 2, at least 0")
@@ -563,11 +563,11 @@ PAPER = Paper(
         Claim("beats-nearest", "New views are rendered, not looked up: it beats the nearest training picture", "our question", "psnr_rgb_crop", "lego", ours="psnr - psnr_nearest", trend="psnr > psnr_nearest"),
         *(Claim(name, text, where, "psnr_rgb_crop", "lego", ours=f"psnr(steps=1400) - psnr({other}, steps=1400)", trend=f"psnr(steps=1400) > psnr({other}, steps=1400)")
           for name, text, where, other in (
-              ("encoding", "Positional encoding helps", "section 5.1", "octaves=0, view_octaves=0"),
+              ("encoding", "Positional encoding helps", "positional encoding", "octaves=0, view_octaves=0"),
               ("octaves", "Ten octaves for the place are better than five", "our question", "octaves=5"),
-              ("viewdirs", "Colour that depends on the direction of view helps", "section 4", "viewdirs=False"),
+              ("viewdirs", "Colour that depends on the direction of view helps", "scene representation", "viewdirs=False"),
               ("views", "More views are better: all 87 against 25", "our question", "views=25"))),
-        Claim("hierarchical", "Sampling in two passes is better than in one at the same number of evaluations", "section 5.2", "psnr_rgb_crop", "lego",
+        Claim("hierarchical", "Sampling in two passes is better than in one at the same number of evaluations", "hierarchical sampling", "psnr_rgb_crop", "lego",
               ours="psnr(n_coarse=16, n_fine=16, rays=256, resolution=0, steps=600) - psnr(n_coarse=48, rays=256, resolution=0, steps=600)",
               trend="psnr(n_coarse=16, n_fine=16, rays=256, resolution=0, steps=600) > psnr(n_coarse=48, rays=256, resolution=0, steps=600)", caveat="without the grid, as in the paper; 48 evaluations a ray"),
         Claim("hierarchical-grid", "It is still better where a grid already skips empty space", "our question", "psnr_rgb_crop", "lego",

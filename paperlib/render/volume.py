@@ -46,7 +46,7 @@ def composite(raw: Tensor, t_vals: Tensor, rays_d: Tensor, white_background: boo
 
     References
     ----------
-    Mildenhall et al. 2020, arXiv:2003.08934, equation 3; last interval and the 1e-10 as in the official code.
+    Mildenhall et al. 2020, arXiv:2003.08934, the quadrature rule; last interval and the 1e-10 as in the official code.
     """
     delta = torch.cat([t_vals.diff(dim=-1), t_vals.new_full((len(t_vals), 1), 1e10)], -1) * rays_d.norm(dim=-1, keepdim=True)
     sigma = raw[..., 3] if noise is None else raw[..., 3] + noise
@@ -109,7 +109,7 @@ def sample_pdf(bins: Tensor, weights: Tensor, n: int, deterministic: bool = True
 
     References
     ----------
-    Mildenhall et al. 2020, section 5.2.
+    Mildenhall et al. 2020, arXiv:2003.08934, hierarchical sampling.
     """
     if bins.ndim != 2 or weights.shape != (len(bins), bins.shape[1] - 1):
         raise ValueError(f"sample_pdf: expected bins (R, B) and weights (R, B - 1), got {tuple(bins.shape)} and {tuple(weights.shape)}")
@@ -137,7 +137,7 @@ def ndc_rays(H: int, W: int, focal: float, near: float, rays_o: Tensor, rays_d: 
 
     References
     ----------
-    Mildenhall et al. 2020, appendix C.
+    Mildenhall et al. 2020, arXiv:2003.08934, the derivation of normalised device coordinates.
     """
     o = rays_o + (-(near + rays_o[..., 2:]) / rays_d[..., 2:]) * rays_d                    # onto the near plane
     (ox, oy, oz), (dx, dy, dz) = o.unbind(-1), rays_d.unbind(-1)
