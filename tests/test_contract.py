@@ -17,7 +17,7 @@ from paperlib.core.paper import override
 from paperlib.core.scenes import Camera, look_at
 from paperlib.depth import diffusiondepth, eigen, perspective
 from paperlib.masked import mae
-from paperlib.render import gaussian_splatting
+from paperlib.render import gaussian_splatting, nerf
 from paperlib.sequence import phydnet, simvp, swinlstm, visionts
 from paperlib.superres import bayesr, depthsr, srcnn, srforest, swinir
 
@@ -67,6 +67,9 @@ CASES = {
                   {"frames": 16, "test_frames": 8, "steps_coarse": 2, "steps_fine": 1, "batch_size": 4, "width": 0.05}),
     "mae": Case(lambda: mae.MAE(8, 2, 1, 16, 1, 2, 8, 1, 2), lambda: (torch.rand(4, 1, 8, 8), torch.rand(4, 16)), lambda model, batch: model(batch[0], noise=batch[1]).loss,
                 {"steps": 3, "batch_size": 4, "embed_dim": 16, "decoder_embed_dim": 8, "probe_train": 200, "probe_test": 100}, output=lambda y: y.latent[:, 0]),
+    "nerf": Case(lambda: nerf.NeRF(2, 16, 2, skips=(0,), viewdirs=False), lambda: (torch.randn(8, 4, 3), torch.randn(8, 4, 4)),
+                 lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+                 {"steps": 3, "size": 24, "width": 8, "depth": 2, "n_coarse": 8, "resolution": 12, "rays": 16}),
     "phydnet": Case(lambda: phydnet.PhyDNet(hidden=(32,), width=32), lambda: (torch.rand(2, 3, 1, 16, 16), torch.rand(2, 2, 1, 16, 16)),
                     lambda model, batch: (model(batch[0], 2) - batch[1]).square().mean() + model.moment_loss(), {"steps": 3, "batch_size": 2, "test_clips": 4}),
     "simvp": Case(lambda: simvp.SimVP((3, 1, 8, 8), 8, 16, 2, 2), lambda: (torch.rand(2, 3, 1, 8, 8), torch.rand(2, 3, 1, 8, 8)),
