@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, dataset
+from .data import _ADVICE, _DECODER_ERRORS, FORMATS, _objection, atomic_write, data_roots, dataset
 from .paper import Table
 from .scenes import Camera, invert_pose, look_at, opengl_to_opencv, orbit_cameras, project, render, sample_at, sparse_points, still_life
 from .splats import _ply_table
@@ -32,8 +32,8 @@ from .splats import _ply_table
 __all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
            'depth_range', 'read_transforms', 'write_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff',
            'ColmapCamera', 'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap',
-           'to_colmap', 'read_capture', 'capture', 'frusta', 'show_cameras', 'Finding', 'doctor', 'findings_table',
-           'poses_from_photos']
+           'to_colmap', 'read_capture', 'capture', 'train_and_held', 'nearest_views', 'frusta', 'show_cameras',
+           'Finding', 'doctor', 'findings_table', 'poses_from_photos']
 
 # %% ../../nbs/core/captures.ipynb #area
 def _area(n: int, m: int) -> Tensor:
@@ -1051,6 +1051,31 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
     if not Path(name).expanduser().exists():
         raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
     return read_capture(name, size=size, **options)
+
+# %% ../../nbs/core/captures.ipynb #held-out
+def train_and_held(name: str | Path, size: int | tuple[int, int] | None = None, every: int = 8, **options: Any) -> tuple[Capture, Capture]:
+    """Return training and held-out views: a Blender scene's own test set where it is there, else every ``every``-th view, as `Capture.split` does.
+
+    ``name``, ``size`` and ``options`` are those of `capture`; a relative folder is looked for here, then in the data folders of core.data.
+    FileNotFoundError: there is none, with the places looked at; else as `capture`.
+    """
+    path = Path(name).expanduser()
+    if str(name) not in CAPTURES and not path.exists():
+        found = [root / path for root in data_roots().values() if (root / path).is_dir()]
+        if not found:
+            raise FileNotFoundError(f"data={str(name)!r}: no such folder, here or in {', '.join(map(str, data_roots().values()))}; expected {', '.join(CAPTURES)}, or a folder that `capture` reads")
+        path = found[0]
+    if all((path / f"transforms_{part}.json").is_file() for part in ("train", "test")):
+        return read_blender(path, "train", size, **options), read_blender(path, "test", size, **options)
+    return capture(name if str(name) in CAPTURES else path, size, **options).split(every)
+
+
+def nearest_views(train: Capture, held: Capture) -> list[int]:
+    """Return, for each held-out view, the training view whose camera stands and looks most alike: the baseline that needs no method."""
+    a, b = (c.camera.c2w.double() for c in (held, train))
+    reach = (b[:, :3, 3] - b[:, :3, 3].mean(0)).norm(dim=-1).mean().clamp_min(1e-9)
+    apart = torch.cdist(a[:, :3, 3], b[:, :3, 3]) / reach + torch.cdist(a[:, :3, 2], b[:, :3, 2])
+    return apart.argmin(1).tolist()
 
 # %% ../../nbs/core/captures.ipynb #show-cameras
 def frusta(camera: Camera, length: float) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core.captures import Capture, capture
+from ..core.captures import Capture, capture, nearest_views, train_and_held
 from ..core.metrics import abs_rel, psnr_rgb_crop, ssim_rgb_crop
 from ..core.paper import Claim, Paper, Preset
 from ..core.scenes import Camera, get_rays
@@ -30,8 +30,7 @@ from .volume import Composite, Grid, bounds, composite, facing, ndc_rays, refres
 __all__ = ['OFFICIAL', 'ELSEWHERE', 'PAPER', 'psnr', 'encode', 'Trunk', 'chunk_size', 'packed', 'density', 'NeRF', 'own_config',
            'load_official', 'load_checkpoint', 'ask', 'Rendering', 'render_samples', 'render_rays', 'RadianceField',
            'View', 'render_view', 'view_rays', 'fly', 'RayBatches', 'loss', 'Refresh', 'Collapsed', 'Watch', 'Curve',
-           'NeRFPreset', 'require_sound', 'shots', 'settings', 'build', 'amx', 'train', 'nearest_view', 'geometry',
-           'experiment']
+           'NeRFPreset', 'require_sound', 'shots', 'settings', 'build', 'amx', 'train', 'geometry', 'experiment']
 
 # %% ../../nbs/render/nerf.ipynb #psnr
 def psnr(pred: Tensor, target: Tensor) -> float:
@@ -554,7 +553,7 @@ PAPER = Paper(
     presets={
         "smoke": NeRFPreset(data="still_life", size=48, steps=300, width=64, n_coarse=48, resolution=48, rays=768, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
         "small": NeRFPreset(data="lego", size=100, steps=5000, curve=(100, 200, 400, 700, 1000, 1500, 2000, 3000, 4000, 5000), time="under 10 minutes on two CPU cores", memory="1 GB", hardware="CPU or GPU"),
-        "paper": NeRFPreset(data="lego", depth=8, width=256, skips=(4,), n_fine=128, resolution=0, refresh=0, rays=1024, steps=500_000, lr=5e-4, decay=500_000, warmup=0, crop_steps=500,
+        "paper": NeRFPreset(data="nerf_synthetic/lego", depth=8, width=256, skips=(4,), n_fine=128, resolution=0, refresh=0, rays=1024, steps=500_000, lr=5e-4, decay=500_000, warmup=0, crop_steps=500,
                             scaled=False, time="not measured", memory="not measured", hardware="GPU"),
     },
     claims=(
@@ -595,16 +594,17 @@ def require_sound(preset: NeRFPreset) -> None:
     wrong += [f"{k}={getattr(p, k)} (expected {what})" for k, fine, what in (
         ("lr", p.lr > 0, "above 0"), ("crop", 0 < p.crop <= 1, "above 0, at most 1"), ("resolution", not (p.ndc and p.resolution), "0 with ndc=True"),
         ("skips", all(0 <= s < p.depth - 1 for s in p.skips), f"layers 0 to {p.depth - 2}"), ("views", p.views != 1, "0 for all, or at least 2"),
-        ("curve", all(1 <= s <= p.steps for s in p.curve) or p.steps < max(p.curve), "steps from 1")) if not fine]
+        ("curve", all(s >= 1 for s in p.curve), "steps from 1")) if not fine]
     if wrong:
         raise ValueError("; ".join(wrong))
 
 
-def shots(preset: NeRFPreset, seed: int = 0) -> tuple[Capture, Capture]:
+def shots(preset: NeRFPreset) -> tuple[Capture, Capture]:
     """Return the training and the held-out views that a preset names."""
-    own = {"samples": 2} if preset.data == "still_life" else {}
-    found = capture(preset.data, size=preset.size or None, **own)
-    train, held = (facing(found) if preset.ndc else found).split(preset.every)
+    if preset.ndc:
+        train, held = facing(capture(preset.data, preset.size or None)).split(preset.every)
+    else:
+        train, held = train_and_held(preset.data, preset.size or None, preset.every)
     if preset.views > len(train):
         raise ValueError(f"views={preset.views}: {preset.data} has {len(train)} training views")
     return (train[np.linspace(0, len(train) - 1, preset.views).round().astype(int).tolist()] if preset.views else train), held
@@ -661,14 +661,6 @@ def train(preset: NeRFPreset, train_views: Capture, held: Capture, seed: int, de
             warnings.warn(f"{error}. It is tried once more, with rays from the middle and another seed", stacklevel=2)
 
 # %% ../../nbs/render/nerf.ipynb #experiment
-def nearest_view(train_views: Capture, held: Capture) -> list[int]:
-    """Return, for each held-out view, the training view whose camera stands and looks most alike: the baseline that needs no method."""
-    a, b = (c.camera.c2w.double() for c in (held, train_views))
-    reach = (b[:, :3, 3] - b[:, :3, 3].mean(0)).norm(dim=-1).mean().clamp_min(1e-9)
-    apart = torch.cdist(a[:, :3, 3], b[:, :3, 3]) / reach + torch.cdist(a[:, :3, 2], b[:, :3, 2])
-    return apart.argmin(1).tolist()
-
-
 def geometry(found: Sequence[View], held: Capture) -> list[float]:
     """Return the mean relative depth error of each view, over the pixels that the object covers whole; only a synthetic capture knows the truth."""
     depth = torch.stack([v.depth for v in found])[:, None].cpu().double()
@@ -679,12 +671,12 @@ def geometry(found: Sequence[View], held: Capture) -> list[float]:
 def experiment(preset: NeRFPreset, seed: int, device: torch.device) -> dict:
     """Train as the preset says and measure on the views held out."""
     require_sound(preset)
-    train_views, held = shots(preset, seed)
+    train_views, held = shots(preset)
     field, history, curve = train(preset, train_views, held, seed, device)
     background = "white" if preset.white else "black"
     images, planes = held.on(background), lambda x: x.cpu().double().movedim(-1, 0)[None]
     found = [render_view(field, r) for r in zip(*view_rays(held.camera, 1.0 * preset.ndc))]
-    near = train_views.on(background)[nearest_view(train_views, held)]
+    near = train_views.on(background)[nearest_views(train_views, held)]
     asked = np.cumsum(history.scalars["asked"])
     result: dict = {
         "psnr": {n: psnr(v.rgb, x) for n, v, x in zip(held.names, found, images)},
