@@ -1,6 +1,8 @@
 """core.depth and the depth protocols of core.metrics: compiled against plain, every protocol against its definition, edge cases."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -178,3 +180,10 @@ def test_scores_on_a_gpu_equal_the_cpu(protocol):
     pred, target, mask = maps((4, 1, 120, 160))
     here, there = depth_scores(pred, target, mask, protocol), depth_scores(pred.cuda(), target.cuda(), mask.cuda(), protocol)
     assert all(torch.allclose(v, there[k].cpu(), rtol=1e-9) for k, v in here.items())
+
+
+def test_scores_leave_the_threads_of_the_caller():
+    # Numba's start sets torch's threads where the two share OpenMP; sums would then be cut otherwise, and a second run with the same seed end in other digits
+    program = "import torch; torch.set_num_threads(1); from paperlib.core.metrics import depth_scores as s; t = torch.rand(2, 1, 400, 400) + 1; s(t + 1, t); print(torch.get_num_threads())"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "1"

@@ -276,11 +276,21 @@ def test_forward_facing_photos_train_in_device_coordinates():
     assert seen.rgb.isfinite().all() and seen.rgb.shape == (3 * 16 * 16, 3)
 
 
-def test_the_recipe_of_forward_facing_photos_runs_whole():
-    """Device coordinates, noise on the density, two passes, no grid; cameras above a table all look down, which is forward enough."""
-    found = experiment(PAPER.preset("smoke", TINY | {"ndc": True, "resolution": 0, "n_fine": 4, "noise_std": 1.0, "curve": (2, 4)}), 0, torch.device("cpu"))
+def test_the_recipe_of_forward_facing_photos_runs_whole(monkeypatch):
+    """Device coordinates, noise on the density, two passes, no grid; of the cameras around the table those that look within 50 degrees of the first one's way."""
+    def forward(*args):
+        views = capture(*args)
+        ways = views.camera.c2w[:, :3, 2]
+        return views[(ways @ ways[0] > math.cos(math.radians(50))).nonzero()[:, 0].tolist()]
+
+    monkeypatch.setattr(nerf, "capture", forward)
+    forwards = TINY | {"ndc": True, "resolution": 0, "n_fine": 4, "noise_std": 1.0, "curve": (2, 4)}
+    found = experiment(PAPER.preset("smoke", forwards), 0, torch.device("cpu"))
     assert {"psnr", "psnr_curve", "work_curve"} <= found.keys() and "abs_rel" not in found
     assert found["work_curve"] == {2: 0.5, 4: 1.0} and found["samples_per_ray"] == 8 + 8 + 4
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="same way|go along -z"):
+        experiment(PAPER.preset("smoke", forwards), 0, torch.device("cpu"))
 
 
 def test_the_paper_settings_are_the_papers():

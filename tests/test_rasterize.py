@@ -348,7 +348,7 @@ def test_two_threads_and_no_fork(monkeypatch):
     for w in workers:
         w.join()
     assert len(found) == 3 and all(torch.equal(f, wanted) for f in found)
-    monkeypatch.setattr(page, "PROCESS", -1)
+    monkeypatch.setattr("paperlib.core.compiled.PROCESS", -1)
     with pytest.raises(RuntimeError, match="do not survive a fork"):
         draw(given, width, height)
 

@@ -262,7 +262,7 @@ def test_a_copy_predicts_the_same_and_a_fork_is_refused(forest, monkeypatch):
     low = np.random.default_rng(0).random((12, 14))
     for twin in (copy.copy(forest), copy.deepcopy(forest)):
         assert np.array_equal(twin.predict(low), forest.predict(low))
-    monkeypatch.setattr(srforest, "PROCESS", -1)
+    monkeypatch.setattr("paperlib.core.compiled.PROCESS", -1)
     with pytest.raises(RuntimeError, match="spawn"):
         forest.predict(low)
 

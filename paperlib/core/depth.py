@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.data import DataLoader, Dataset
 
+from .compiled import alone
 from .scenes import Frames, Recorded, RoomConfig, SceneConfig, SceneStream
 
 # %% auto #0
@@ -220,7 +221,8 @@ class _LogRatioMoments(torch.autograd.Function):
         p, t, m = (x.detach().flatten(1).contiguous() for x in (pred, target, mask))
         keep, strips = ctx.needs_input_grad[0], np.zeros((len(p), -(-p.shape[1] // _STRIP), 4))
         d = torch.empty_like(p) if keep else torch.empty(1, 1)
-        _moments_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), d.numpy(), keep, strips, _STRIP)
+        with alone():
+            _moments_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), d.numpy(), keep, strips, _STRIP)
         n, mean, squares, bad = torch.from_numpy(strips).unbind(-1)
         count = n.sum(1)
         whole = (n * mean).sum(1) / count.clamp(min=1)
@@ -239,7 +241,8 @@ class _LogRatioMoments(torch.autograd.Function):
         p, m, d, n, mean = ctx.saved_tensors
         slope = 2 * to_variance / n.clamp(min=1)
         g, offset = torch.empty_like(p), to_mean / n.clamp(min=1) - slope * mean
-        _gradient_kernel(p.numpy(), m.view(torch.uint8).numpy(), d.numpy(), offset.numpy(), slope.numpy(), g.numpy(), _STRIP)
+        with alone():
+            _gradient_kernel(p.numpy(), m.view(torch.uint8).numpy(), d.numpy(), offset.numpy(), slope.numpy(), g.numpy(), _STRIP)
         return g.view(ctx.shape), None, None
 
 # %% ../../nbs/core/depth.ipynb #log-ratio-moments
@@ -297,7 +300,8 @@ def depth_sums(pred: Tensor, target: Tensor, mask: Tensor, low: float, high: flo
     p, t, m = (x.detach().contiguous() for x in (pred, target, mask))
     scale = np.ones(len(p)) if factor is None else factor.double().numpy()
     out = np.zeros((len(p), -(-p.shape[1] // _STRIP), 11))
-    _score_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), float(low), float(high), scale, out, _STRIP)
+    with alone():
+        _score_kernel(p.numpy(), t.numpy(), m.view(torch.uint8).numpy(), float(low), float(high), scale, out, _STRIP)
     return torch.from_numpy(out[..., :10].sum(1).T.copy()), torch.from_numpy(out[..., 10].min(1))
 
 # %% ../../nbs/core/depth.ipynb #edges

@@ -237,7 +237,7 @@ def ask(model: NeRF, points: Tensor, viewdirs: Tensor, mask: Tensor | None, delt
         i, found = at(mask)
         return raw.index_copy(0, i, found).view(R, S, 4), len(i)
     rank, depth = mask.cumsum(1), points.new_zeros(R)                                      # optical depth so far
-    for begin in range(0, int(rank[:, -1].max()), 8):
+    for begin in range(0, int(rank[:, -1].max()) if R else 0, 8):
         turn = mask & (rank > begin) & (rank <= begin + 8) & (depth < -math.log(stop))[:, None]
         i, found = at(turn)
         raw[i] = found
@@ -294,8 +294,8 @@ def render_rays(coarse: NeRF, fine: NeRF | None, rays_o: Tensor, rays_d: Tensor,
     ----------
     Mildenhall et al. 2020, arXiv:2003.08934, hierarchical sampling.
     """
-    if rays_o.shape != rays_d.shape or rays_d.ndim != 2 or rays_d.shape[1] != 3 or n_coarse < 2 or n_fine < 0:
-        raise ValueError(f"render_rays: rays_o {tuple(rays_o.shape)}, rays_d {tuple(rays_d.shape)}, n_coarse={n_coarse}, n_fine={n_fine}: expected (R, 3) twice, at least 2, at least 0")
+    if rays_o.shape != rays_d.shape or rays_d.ndim != 2 or rays_d.shape[1] != 3 or n_coarse < 2 + (n_fine > 0) or n_fine < 0:
+        raise ValueError(f"render_rays: rays_o {tuple(rays_o.shape)}, rays_d {tuple(rays_d.shape)}, n_coarse={n_coarse}, n_fine={n_fine}: expected (R, 3) twice, at least 2 (3 with n_fine), at least 0")
     viewdirs = F.normalize(rays_d, dim=-1) if viewdirs is None else viewdirs
     uniform = lambda n: torch.rand(len(rays_o), n, device=rays_o.device, dtype=rays_o.dtype) if jitter else None
     once = lambda model, t: render_samples(model, t, rays_o, rays_d, viewdirs, white_background, noise_std, grid, stop)
@@ -323,16 +323,20 @@ class RadianceField(nn.Module):
     resolution : cells along each side of the grid over [-1, 1]^3, 0 for none
     inverse : sample in 1 / t
     noise_std : of the noise on the density in training
+    ndc_near : above 0, rays are in normalised device coordinates with this near plane, and depth is their t, 0 to 1
     """
 
     def __init__(self, depth: int = 8, width: int = 256, octaves: int = 10, view_octaves: int = 4, skips: Sequence[int] = (4,), viewdirs: bool = True,
                  n_coarse: int = 64, n_fine: int = 128, near: float = 2.0, far: float = 6.0, white: bool = True, middle: Sequence[float] = (0, 0, 0),
-                 reach: float = 1.0, resolution: int = 0, inverse: bool = False, noise_std: float = 0.0):
+                 reach: float = 1.0, resolution: int = 0, inverse: bool = False, noise_std: float = 0.0,
+                 ndc_near: float = 0.0):
         super().__init__()
+        if not (reach > 0 and n_coarse >= 2 + (n_fine > 0) and n_fine >= 0 and 0 <= near < far and not (inverse and near == 0)):
+            raise ValueError(f"RadianceField: near={near}, far={far}, reach={reach}, n_coarse={n_coarse}, n_fine={n_fine}: expected 0 <= near < far (near above 0 with inverse), reach above 0, n_coarse >= 2, or 3 with n_fine")
         make = lambda: NeRF(depth, width, octaves, view_octaves, skips, viewdirs)
         self.coarse, self.fine = make(), make() if n_fine else None
         self.n_coarse, self.n_fine, self.near, self.far, self.reach = n_coarse, n_fine, near, far, reach
-        self.white, self.inverse, self.noise_std = white, inverse, noise_std
+        self.white, self.inverse, self.noise_std, self.ndc_near = white, inverse, noise_std, ndc_near
         self.register_buffer("middle", torch.tensor(middle, dtype=torch.float32))
         self.grid = Grid(resolution, (-1.0,) * 3, (1.0,) * 3) if resolution else None
 
@@ -345,7 +349,7 @@ class RadianceField(nn.Module):
 
     def render(self, camera: Camera, stop: float = 1e-4) -> View:
         """Return the picture that one camera sees; see `render_view`."""
-        return render_view(self, tuple(r[0] for r in view_rays(camera)), stop)
+        return render_view(self, tuple(r[0] for r in view_rays(camera, self.ndc_near)), stop)
 
     def density(self, points: Tensor) -> Tensor:
         """Return the density (N,) of the network that makes the picture, at points (N, 3) of its box."""
@@ -369,13 +373,15 @@ def render_view(field: RadianceField, rays: tuple[Tensor, Tensor, Tensor], stop:
     Parameters
     ----------
     rays : origins, directions, unit directions, (H, W, 3) each, as `view_rays` gives them; they visit the field's device in chunks
-    stop : light below which a ray is left; the picture changes by no more than that
+    stop : light below which a ray is left; the picture of one pass changes by no more than that
     chunk : rays at once; memory grows with it and the samples of a ray
     """
     training, device, (H, W) = field.training, field.middle.device, rays[0].shape[:2]
     field.eval()
-    parts = [field(*(x.to(device) for x in part), stop=stop) for part in zip(*(r.reshape(-1, 3).split(chunk) for r in rays))]
-    field.train(training)
+    try:
+        parts = [field(*(x.to(device) for x in part), stop=stop) for part in zip(*(r.reshape(-1, 3).split(chunk) for r in rays))]
+    finally:
+        field.train(training)
     rgb, opacity, depth, disparity = (torch.cat([getattr(p, k) for p in parts]).unflatten(0, (H, W)) for k in ("rgb", "opacity", "depth", "disparity"))
     return View(rgb.clamp(0, 1), depth / opacity.clamp_min(1e-6) * (opacity > 1e-6), opacity, disparity.nan_to_num(0.0) * (opacity > 1e-6))
 
@@ -390,6 +396,9 @@ def view_rays(camera: Camera, ndc_near: float = 0.0) -> tuple[Tensor, Tensor, Te
     o, d = get_rays(camera.height, camera.width, camera.K, camera.c2w)
     unit = F.normalize(d, dim=-1)
     if ndc_near:
+        middle = camera.K.new_tensor([camera.width / 2, camera.height / 2])
+        if not (torch.allclose(camera.K[:, :2, 2], middle.expand(len(camera), 2), atol=0.01) and torch.allclose(camera.K[:, 0, 0], camera.K[0, 0, 0]) and torch.allclose(camera.K[:, 1, 1], camera.K[0, 0, 0])):
+            raise ValueError("normalised device coordinates: expected one focal length for both axes of all cameras, and principal points in the middle")
         o, d = ndc_rays(camera.height, camera.width, camera.K[0, 0, 0].item(), ndc_near, o, d)
     return o, d, unit
 
@@ -410,7 +419,7 @@ def fly(field: RadianceField, camera: Camera, path: str | Path, kind: str = "rgb
     """
     if kind not in View._fields or len(camera) < 2:
         raise ValueError(f"kind={kind!r}, {len(camera)} poses: expected one of {', '.join(View._fields)}, and two poses at least")
-    frames = torch.stack([getattr(render_view(field, r), kind) for r in zip(*view_rays(camera))])
+    frames = torch.stack([getattr(render_view(field, r), kind) for r in zip(*view_rays(camera, field.ndc_near))])
     if kind != "rgb":
         frames = ((frames - frames.min()) / (frames.max() - frames.min()).clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
     pictures = [Image.fromarray(x) for x in (frames * 255).round().byte().cpu().numpy()]
@@ -559,20 +568,20 @@ PAPER = Paper(
     claims=(
         Claim("lego", "Held-out views of lego are rendered at 32.54 dB", "table of the synthetic scenes", "psnr_rgb_crop", "lego", ours="psnr", paper=32.54, tolerance=0.3,
               trend="psnr >= 23.0", caveat="at most 100 pixels a side, every 8th training view held out, a seventh of the parameters, minutes: 23.0 is our own mark for it"),
-        Claim("beats-nearest", "New views are rendered, not looked up: it beats the nearest training picture", "our question", "psnr_rgb_crop", "lego", ours="psnr - psnr_nearest", trend="psnr > psnr_nearest"),
+        Claim("beats-nearest", "New views are rendered, not looked up: it beats the nearest training picture, on the mean", "our question", "psnr_rgb_crop", "lego", ours="psnr - psnr_nearest", trend="psnr > psnr_nearest"),
         *(Claim(name, text, where, "psnr_rgb_crop", "lego", ours=f"psnr(steps=1400) - psnr({other}, steps=1400)", trend=f"psnr(steps=1400) > psnr({other}, steps=1400)")
           for name, text, where, other in (
               ("encoding", "Positional encoding helps", "positional encoding", "octaves=0, view_octaves=0"),
               ("octaves", "Ten octaves for the place are better than five", "our question", "octaves=5"),
               ("viewdirs", "Colour that depends on the direction of view helps", "scene representation", "viewdirs=False"),
               ("views", "More views are better: all 87 against 25", "our question", "views=25"))),
-        Claim("hierarchical", "Sampling in two passes is better than in one at the same number of evaluations", "hierarchical sampling", "psnr_rgb_crop", "lego",
+        Claim("hierarchical", "Sampling in two passes is better than in one at the same number of evaluations, by more than seeds differ, 0.2 dB", "hierarchical sampling", "psnr_rgb_crop", "lego",
               ours="psnr(n_coarse=16, n_fine=16, rays=256, resolution=0, steps=600) - psnr(n_coarse=48, rays=256, resolution=0, steps=600)",
-              trend="psnr(n_coarse=16, n_fine=16, rays=256, resolution=0, steps=600) > psnr(n_coarse=48, rays=256, resolution=0, steps=600)", caveat="without the grid, as in the paper; 48 evaluations a ray"),
+              trend="psnr(n_coarse=16, n_fine=16, rays=256, resolution=0, steps=600) > psnr(n_coarse=48, rays=256, resolution=0, steps=600) + 0.2", caveat="without the grid, as in the paper; 48 evaluations a ray; two networks against one"),
         Claim("hierarchical-grid", "It is still better where a grid already skips empty space", "our question", "psnr_rgb_crop", "lego",
               ours="psnr(n_coarse=32, n_fine=16, steps=1400) - psnr(n_coarse=112, steps=1400)", trend="psnr(n_coarse=32, n_fine=16, steps=1400) > psnr(n_coarse=112, steps=1400)",
               caveat="samples_per_ray of both stand in section 7.1"),
-        Claim("grid", "Skipping empty space costs no quality: with a quarter of the evaluations of 48 a ray it is better after as many steps and rays", "our question", "psnr_rgb_crop", "lego",
+        Claim("grid", "Skipping empty space costs no quality: with fewer than a quarter of the evaluations of 48 a ray it is better after as many steps and rays", "our question", "psnr_rgb_crop", "lego",
               ours="psnr(n_coarse=48, rays=256, steps=600) - psnr(n_coarse=48, rays=256, resolution=0, steps=600)",
               trend="psnr(n_coarse=48, rays=256, steps=600) > psnr(n_coarse=48, rays=256, resolution=0, steps=600) and samples_per_ray(n_coarse=48, rays=256, steps=600) < 12"),
         Claim("photos", "Photographs of a real place are enough, with poses from structure from motion: new views beat the nearest photograph by 2 dB", "real scenes", "psnr_rgb_crop", "fox, 96 pixels",
@@ -605,6 +614,8 @@ def shots(preset: NeRFPreset) -> tuple[Capture, Capture]:
         train, held = facing(capture(preset.data, preset.size or None)).split(preset.every)
     else:
         train, held = train_and_held(preset.data, preset.size or None, preset.every)
+    if min(held.images.shape[1:3]) < 11:
+        raise ValueError(f"size={preset.size}: pictures of {held.images.shape[1]} x {held.images.shape[2]} pixels; SSIM needs sides of at least 11")
     if preset.views > len(train):
         raise ValueError(f"views={preset.views}: {preset.data} has {len(train)} training views")
     return (train[np.linspace(0, len(train) - 1, preset.views).round().astype(int).tolist()] if preset.views else train), held
@@ -615,7 +626,7 @@ def settings(preset: NeRFPreset, train: Capture) -> dict:
     low, high = bounds(train) if preset.scaled and not preset.ndc else (torch.full((3,), -1.0), torch.ones(3))
     near, far = (0.0, 1.0) if preset.ndc else (train.near, train.far)
     same = ("depth", "width", "octaves", "view_octaves", "skips", "viewdirs", "n_coarse", "n_fine", "white", "resolution", "noise_std")
-    return {k: getattr(preset, k) for k in same} | {"near": near, "far": far, "middle": ((low + high) / 2).tolist(), "reach": ((high - low) / 2).max().item()}
+    return {k: getattr(preset, k) for k in same} | {"near": near, "far": far, "middle": ((low + high) / 2).tolist(), "reach": ((high - low) / 2).max().item(), "ndc_near": 1.0 * preset.ndc}
 
 
 def build(preset: NeRFPreset, train: Capture) -> RadianceField:
@@ -645,7 +656,7 @@ def train(preset: NeRFPreset, train_views: Capture, held: Capture, seed: int, de
     solid = ((images - float(preset.white)).abs().amax(-1).flatten() > 0.1).nonzero()[:, 0]
     probe = [x.reshape(-1, 3)[solid[:: max(1, len(solid) // 512)]] for x in rays]
     rate = lambda step: min(1.0, (step + 1) / (preset.warmup + 1)) * 0.1 ** (step / (preset.decay or preset.steps))
-    for attempt, crop_steps in enumerate((preset.crop_steps, max(preset.crop_steps, 500))):
+    for attempt, crop_steps in enumerate((preset.crop_steps, max(preset.crop_steps, min(500, preset.steps // 2)))):
         torch.manual_seed(seed + attempt)
         field, curve = build(preset, train_views), Curve(preset.curve, view_rays(held[::3].camera, 1.0 * preset.ndc), held[::3].on(background))
         hooks = [Watch(probe)] * bool(len(solid)) + [Refresh(preset.refresh, 4 * preset.refresh, seed)] * bool(preset.refresh and preset.resolution) + [curve]

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.compiled import alone
 from . import rasterize_kernels as kernels
 from .rasterize_kernels import ALPHA_MAX, ALPHA_MIN, DILATION, GUARD, NEAR, T_MIN, TILE
 
 # %% auto #0
-__all__ = ['ONE_AT_A_TIME', 'PROCESS', 'BACKENDS', 'rotations', 'Splats', 'covariances2d', 'sh_basis', 'project', 'blend_weights',
-           'pixel_centers', 'composite_dense', 'TileLists', 'tile_lists', 'composite_tiles', 'Rendering', 'alone',
-           'pick_backend', 'rasterize']
+__all__ = ['BACKENDS', 'rotations', 'Splats', 'covariances2d', 'sh_basis', 'project', 'blend_weights', 'pixel_centers',
+           'composite_dense', 'TileLists', 'tile_lists', 'composite_tiles', 'Rendering', 'pick_backend', 'rasterize']
 
 # %% ../../nbs/render/rasterize.ipynb #rotations
 def rotations(quats: Tensor) -> Tensor:
@@ -205,7 +201,6 @@ class Rendering:
     radii: Tensor
 
 
-ONE_AT_A_TIME, PROCESS = threading.RLock(), os.getpid()  # some of numba's threading layers abort when two threads enter them
 
 
 def _flat(x: Tensor) -> np.ndarray:
@@ -248,20 +243,7 @@ class _Compiled(torch.autograd.Function):
         grads = [*grads, g_w2c[: ctx.pose[0]], g_K, g_background, g_shifts]
         return *(torch.from_numpy(g).to(dtype) for g, dtype in zip(grads, ctx.dtypes)), None, None, None
 
-# %% ../../nbs/render/rasterize.ipynb #alone
-@contextmanager
-def alone() -> Iterator[None]:
-    """Let one caller at a time into the compiled loops, with as many threads as torch may use, and none in a forked process."""
-    if os.getpid() != PROCESS:
-        raise RuntimeError("compiled loops do not survive a fork: start worker processes with 'spawn', or use backend='tiles'")
-    with ONE_AT_A_TIME:
-        threads = torch.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)                     # numba's start sets the number of OpenMP, which torch may share
-        yield
-
-
+# %% ../../nbs/render/rasterize.ipynb #others
 def _dense(splats: Splats, background: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
     return composite_dense(splats.means2d, splats.conics, splats.opacities, splats.colors, splats.depths, background, width, height)
 

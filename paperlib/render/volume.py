@@ -139,6 +139,8 @@ def ndc_rays(H: int, W: int, focal: float, near: float, rays_o: Tensor, rays_d: 
     ----------
     Mildenhall et al. 2020, arXiv:2003.08934, the derivation of normalised device coordinates.
     """
+    if not (rays_d[..., 2] < 0).all():
+        raise ValueError("ndc_rays: expected rays that go along -z, d_z < 0: some do not")
     o = rays_o + (-(near + rays_o[..., 2:]) / rays_d[..., 2:]) * rays_d                    # onto the near plane
     (ox, oy, oz), (dx, dy, dz) = o.unbind(-1), rays_d.unbind(-1)
     ax, ay = -2 * focal / W, -2 * focal / H

@@ -10,12 +10,10 @@ import io
 import json
 import math
 import os
-import threading
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from numbers import Integral, Real
@@ -28,6 +26,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
+from ..core.compiled import alone
 from ..core.data import atomic_write, dataset
 from ..core.images import imresize, merge_patches, modcrop, patches, quantize, rgb_to_y, rgb_to_ycbcr, tiled, to_uint8, ycbcr_to_rgb
 from ..core.metrics import psnr_y_crop, ssim_y_crop
@@ -50,12 +49,12 @@ from .srcnn import degrade, luma, require_picture
 from .srcnn import score as srcnn_score
 
 # %% auto #0
-__all__ = ['LEAVES', 'OBJECTIVES', 'ONE_AT_A_TIME', 'PROCESS', 'FORMAT', 'VERSION', 'PAPER', 'gradients', 'cut', 'energy_basis',
-           'project', 'basis_of', 'ridge_plain', 'Growth', 'candidates_plain', 'impurity_plain', 'split_plain',
-           'split_level_plain', 'boost_level_plain', 'boost', 'halve', 'fitted_leaves', 'grow', 'Forest', 'luma_of',
-           'training_pairs', 'threads', 'growth_of', 'print_level', 'write_forest', 'read_table', 'read_forest',
-           'check_forest', 'SharedWhenFitted', 'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race',
-           'ForestPreset', 'training_pictures', 'experiment']
+__all__ = ['LEAVES', 'OBJECTIVES', 'FORMAT', 'VERSION', 'PAPER', 'gradients', 'cut', 'energy_basis', 'project', 'basis_of',
+           'ridge_plain', 'Growth', 'candidates_plain', 'impurity_plain', 'split_plain', 'split_level_plain',
+           'boost_level_plain', 'boost', 'halve', 'fitted_leaves', 'grow', 'Forest', 'luma_of', 'training_pairs',
+           'threads', 'growth_of', 'print_level', 'write_forest', 'read_table', 'read_forest', 'check_forest',
+           'SharedWhenFitted', 'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race', 'ForestPreset',
+           'training_pictures', 'experiment']
 
 # %% ../../nbs/superres/srforest.ipynb #gradients
 def gradients(middle: np.ndarray, scale: int) -> np.ndarray:
@@ -423,26 +422,12 @@ def training_pairs(images: Iterable, scale: int, energy: float = 0.999) -> tuple
     return X, Y, basis
 
 # %% ../../nbs/superres/srforest.ipynb #threads
-ONE_AT_A_TIME, PROCESS = threading.RLock(), os.getpid()  # some of numba's threading layers abort when two threads enter them
-
-
-@contextmanager
-def threads(n_jobs: int | None) -> Iterator[None]:
-    """Run numba and torch on ``n_jobs`` threads, -1 or None for all, and give the others back at the end; one caller at a time."""
+def threads(n_jobs: int | None) -> int:
+    """Return the number of threads that ``n_jobs`` stands for, -1 or None for all."""
     if n_jobs is not None and (not isinstance(n_jobs, Integral) or (n_jobs < 1 and n_jobs != -1)):
         raise ValueError(f"n_jobs={n_jobs!r}: expected a number of threads, or -1 for all")
-    most, before = numba.config.NUMBA_NUM_THREADS, (numba.get_num_threads(), torch.get_num_threads())
-    wanted = most if n_jobs in (None, -1) else min(int(n_jobs), most)
-    if os.getpid() != PROCESS:
-        raise RuntimeError("compiled forests do not survive a fork: start worker processes with 'spawn', or use threads")
-    with ONE_AT_A_TIME:
-        numba.set_num_threads(wanted)
-        torch.set_num_threads(wanted)
-        try:
-            yield
-        finally:
-            numba.set_num_threads(before[0])
-            torch.set_num_threads(before[1])
+    most = numba.config.NUMBA_NUM_THREADS
+    return most if n_jobs in (None, -1) else min(int(n_jobs), most)
 
 
 def growth_of(model) -> Growth:
@@ -615,7 +600,7 @@ class SuperResolutionForest(SharedWhenFitted):
             A setting out of its range, pictures that `training_pairs` refuses, or fewer patches than ``min_child``.
         """
         growth = growth_of(self)
-        with threads(self.n_jobs):
+        with alone(threads(self.n_jobs)):
             X, Y, basis = training_pairs(images, self.scale, self.pca_energy)
             if len(X) < self.min_child:
                 raise ValueError(f"{len(X)} patches are fewer than min_child={self.min_child}: give more or larger pictures, or lower min_child")
@@ -648,7 +633,7 @@ class SuperResolutionForest(SharedWhenFitted):
         if min(low.shape[-2:]) < 5:
             raise ValueError(f"the picture has {low.shape[-2]} x {low.shape[-1]} pixels, a patch with its border takes 5 x 5")
         middle = imresize(low, forest.scale)[0, 0].numpy()
-        with threads(self.n_jobs):
+        with alone(threads(self.n_jobs)):
             return middle + forest.residual(middle, n_trees)
 
     def _forest(self, scale: int | None = None) -> Forest:
@@ -728,7 +713,7 @@ def race(model: SuperResolutionForest, pictures: Iterable[tuple[str, np.ndarray]
     def convolve(low: np.ndarray) -> Tensor:
         return net(imresize(torch.from_numpy(low)[None, None], scale).float())
 
-    with threads(model.n_jobs):
+    with alone(threads(model.n_jobs)):
         for _ in range(rounds + 1):
             seconds = []
             for method in (convolve, model.predict):
