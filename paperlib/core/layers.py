@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 # %% auto #0
 __all__ = ['MASKED', 'SCRATCH', 'LANES', 'window_partition', 'window_reverse', 'relative_position_index', 'shift_mask',
            'window_attention_explicit', 'window_kinds', 'fold', 'window_attention', 'WindowAttention', 'Mlp',
-           'DropPath', 'ConvLSTMCell']
+           'DropPath', 'halves', 'ConvLSTMCell']
 
 # %% ../../nbs/core/layers.ipynb #windows
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -342,6 +342,11 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.rate)
 
 # %% ../../nbs/core/layers.ipynb #convlstm
+def halves(conv: nn.Conv2d, first: int) -> tuple[Tensor, Tensor]:
+    """Return the kernels of a convolution that see its ``first`` channels, and those that see the rest."""
+    return tuple(w.contiguous() for w in conv.weight.split([first, conv.in_channels - first], 1))
+
+
 class ConvLSTMCell(nn.Module):
     """A convolutional LSTM cell: one convolution for input, forget, output gate and candidate, in that order; no peepholes, nothing added to the forget gate."""
 
@@ -354,14 +359,18 @@ class ConvLSTMCell(nn.Module):
         """Return states of zeros for a map (B, ..., h, w)."""
         return (x.new_zeros(len(x), self.hidden, *x.shape[-2:]),) * 2
 
-    def of_input(self, x: Tensor) -> Tensor:
-        """Return the part of the convolution that sees the input alone, (N, 4 hidden, h, w)."""
-        return F.conv2d(x, self.conv.weight[:, :self.in_channels], self.conv.bias, padding=1)
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Return the kernels that see the input and those that see the state; cut once, they serve all steps of a clip, and so do their gradients."""
+        return halves(self.conv, self.in_channels)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor], of_input: Tensor | None = None, correct: bool = True) -> tuple[Tensor, Tensor]:
-        """Return (h, c) after one step; it always sees its input."""
-        h, c = state
-        gates = F.conv2d(h, self.conv.weight[:, self.in_channels:], padding=1) + (self.of_input(x) if of_input is None else of_input)
+    def of_input(self, x: Tensor, cut: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the part of the convolution that sees the input alone, (N, 4 hidden, h, w)."""
+        return F.conv2d(x, (cut or self.halves())[0], self.conv.bias, padding=1)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor], of_input: Tensor | None = None, correct: bool = True, cut: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return (h, c) after one step; it always sees its input. ``cut`` is what `halves` gave, ``of_input`` what `of_input` did."""
+        (h, c), cut = state, cut or self.halves()
+        gates = F.conv2d(h, cut[1], padding=1) + (self.of_input(x, cut) if of_input is None else of_input)
         i, f, o, g = gates.chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c

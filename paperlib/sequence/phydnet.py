@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.layers import ConvLSTMCell
+from ..core.layers import ConvLSTMCell, halves
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
@@ -81,24 +81,29 @@ class PhyCell(nn.Module):
         """Return the state of zeros for a map (B, ..., h, w)."""
         return (x.new_zeros(len(x), self.channels, *x.shape[-2:]),)
 
-    def of_input(self, encoded: Tensor) -> Tensor:
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Return the gate's kernels that see the input and those that see the state; cut once, they serve all steps of a clip, and so do their gradients."""
+        return halves(self.gate, self.channels)
+
+    def of_input(self, encoded: Tensor, cut: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the part of the gate's convolution that sees the input alone, so that it can be made for many frames at once."""
-        return F.conv2d(encoded, self.gate.weight[:, :self.channels], self.gate.bias, padding=1)
+        return F.conv2d(encoded, (cut or self.halves())[0], self.gate.bias, padding=1)
 
     def predicted(self, h: Tensor) -> Tensor:
         """Return h + Phi(h) of states (B, C, h, w)."""
         return h + self.combine(self.norm(self.derive(h)))
 
-    def gain(self, encoded: Tensor, h: Tensor, ahead: Tensor, of_input: Tensor | None = None) -> Tensor:
+    def gain(self, encoded: Tensor, h: Tensor, ahead: Tensor, of_input: Tensor | None = None, cut: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return K (B, C, h, w)."""
-        seen = self.of_input(encoded) if of_input is None else of_input
-        rest = F.conv2d(h if self.kind == "sigmoid" else ahead, self.gate.weight[:, self.channels:], padding=1)
+        cut = cut or self.halves()
+        seen = self.of_input(encoded, cut) if of_input is None else of_input
+        rest = F.conv2d(h if self.kind == "sigmoid" else ahead, cut[1], padding=1)
         return (seen + rest).sigmoid() if self.kind == "sigmoid" else (seen + rest).tanh()
 
-    def forward(self, encoded: Tensor, state: tuple[Tensor], of_input: Tensor | None = None, correct: bool = True) -> tuple[Tensor]:
-        """Return the next state; without ``correct``, K is zero: the cell runs on by its equation."""
+    def forward(self, encoded: Tensor, state: tuple[Tensor], of_input: Tensor | None = None, correct: bool = True, cut: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor]:
+        """Return the next state; without ``correct``, K is zero: the cell runs on by its equation. ``cut`` is what `halves` gave, ``of_input`` what `of_input` did."""
         ahead = self.predicted(state[0])
-        return (ahead + self.gain(encoded, state[0], ahead, of_input) * (encoded - ahead) if correct else ahead,)
+        return (ahead.lerp(encoded, self.gain(encoded, state[0], ahead, of_input, cut)) if correct else ahead,)
 
 # %% ../../nbs/sequence/phydnet.ipynb #branch
 def _block(in_channels: int, out_channels: int, stride: int, up: bool = False) -> nn.Sequential:
@@ -125,21 +130,25 @@ class Branch(nn.Module):
         """Return the states before the first step."""
         return tuple(cell.start(e) for cell in self.cells)
 
-    def step(self, e: Tensor, states: tuple, correct: bool = True) -> tuple[Tensor, tuple]:
+    def kernels(self) -> tuple:
+        """Return the halves of each cell's kernels, cut once for all steps of a clip."""
+        return tuple(cell.halves() for cell in self.cells)
+
+    def step(self, e: Tensor, states: tuple, correct: bool = True, kernels: tuple | None = None) -> tuple[Tensor, tuple]:
         """Take one encoded frame (B, width, h, w); return what the branch adds to the sum, and the states after it."""
         x, after = self.inward(e), []
-        for cell, state in zip(self.cells, states):
-            after.append(cell(x, state, correct=correct))
+        for cell, state, cut in zip(self.cells, states, kernels or self.kernels()):
+            after.append(cell(x, state, correct=correct, cut=cut))
             x = after[-1][0]
         return self.outward(x), tuple(after)
 
-    def known(self, e: Tensor, states: tuple) -> tuple[Tensor, tuple]:
+    def known(self, e: Tensor, states: tuple, kernels: tuple | None = None) -> tuple[Tensor, tuple]:
         """Take all encoded frames (B, T, width, h, w): the same as T steps."""
         x, after = over_time(self.inward, e), []
-        for cell, state in zip(self.cells, states):
-            gates, found = over_time(cell.of_input, x), []
-            for t in range(x.shape[1]):
-                state = cell(x[:, t], state, gates[:, t])
+        for cell, state, cut in zip(self.cells, states, kernels or self.kernels()):
+            gates, found = over_time(lambda frames, cell=cell, cut=cut: cell.of_input(frames, cut), x), []
+            for frame, gate in zip(x.unbind(1), gates.unbind(1)):
+                state = cell(frame, state, gate, cut=cut)
                 found.append(state[0])
             x = torch.stack(found, 1)
             after.append(state)
@@ -177,7 +186,11 @@ class Branches(nn.Module):
         """Paint the sum of what the branches give, (N, width, h, w); None adds nothing."""
         return self.decoder(sum(s for s in sums if s is not None)).sigmoid()
 
-    def step(self, x: Tensor, state: State | None = None, correct: bool = True, parts: bool = True) -> Step:
+    def kernels(self) -> tuple[tuple, tuple]:
+        """Return the halves of the kernels of both branches' cells, which a caller of many steps makes once."""
+        return tuple(branch.kernels() if branch else () for branch in (self.physical, self.residual))
+
+    def step(self, x: Tensor, state: State | None = None, correct: bool = True, parts: bool = True, kernels: tuple[tuple, tuple] | None = None) -> Step:
         """Take one frame (B, C, H, W) and predict the next.
 
         Parameters
@@ -185,6 +198,7 @@ class Branches(nn.Module):
         state : after the step before; None starts from zeros
         correct : False sets the gain K to zero: the physical branch runs on by its equation, as the paper does where frames are missing
         parts : also paint what each branch alone gives, which runs the decoder twice more; None stands for what there is not
+        kernels : what `kernels` gave, for many steps; None cuts them here
 
         Raises
         ------
@@ -194,18 +208,19 @@ class Branches(nn.Module):
         self._check(x, 4)
         e = self.encoder(x)
         state = self.start(e) if state is None else state
-        p, physical = self.physical.step(e, state.physical, correct) if self.physical else (None, ())
-        r, residual = self.residual.step(e, state.residual) if self.residual else (None, ())
+        of_p, of_r = kernels or (None, None)
+        p, physical = self.physical.step(e, state.physical, correct, of_p) if self.physical else (None, ())
+        r, residual = self.residual.step(e, state.residual, kernels=of_r) if self.residual else (None, ())
         alone = [self.paint(s) if parts and s is not None else None for s in (p, r)]
         return Step(self.paint(p, r), *alone, State(physical, residual))
 
-    def latents(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, State]:
+    def latents(self, x: Tensor, kernels: tuple[tuple, tuple] | None = None) -> tuple[Tensor | None, Tensor | None, State]:
         """Return what each branch gives after each of the frames x (B, T, C, H, W), (B, T, width, h, w), and the states after the last."""
         self._check(x, 5)
         e = over_time(self.encoder, x)
-        state = self.start(e)
-        p, physical = self.physical.known(e, state.physical) if self.physical else (None, ())
-        r, residual = self.residual.known(e, state.residual) if self.residual else (None, ())
+        state, (of_p, of_r) = self.start(e), kernels or (None, None)
+        p, physical = self.physical.known(e, state.physical, of_p) if self.physical else (None, ())
+        r, residual = self.residual.known(e, state.residual, of_r) if self.residual else (None, ())
         return p, r, State(physical, residual)
 
 # %% ../../nbs/sequence/phydnet.ipynb #phydnet
@@ -264,12 +279,13 @@ class PhyDNet(Branches):
         """
         if frames_out < 1 or truth is not None and truth.shape[1] < frames_out - 1:
             raise ValueError(f"frames_out={frames_out}, truth of {None if truth is None else truth.shape[1]} frames: expected 1 or more, and as many true frames")
-        p, r, state = self.latents(x if truth is None else torch.cat([x, truth[:, :frames_out - 1]], 1))
+        kernels = self.kernels()
+        p, r, state = self.latents(x if truth is None else torch.cat([x, truth[:, :frames_out - 1]], 1), kernels)
         found = over_time(self.paint, sum(s for s in (p, r) if s is not None))
         if truth is None:
             ahead = [found[:, -1]]
             for _ in range(frames_out - 1):
-                step = self.step(ahead[-1], state, correct, parts=False)
+                step = self.step(ahead[-1], state, correct, parts=False, kernels=kernels)
                 ahead.append(step.image)
                 state = step.state
             found = torch.cat([found[:, :-1], torch.stack(ahead, 1)], 1)

@@ -194,10 +194,12 @@ class LSTMTranslator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Translate (B, T, C, h, w)."""
+        kernels = [cell.halves() for cell in self.cells]
+
         def step(x: Tensor, states: list | None) -> tuple[Tensor, list]:
             after = []
-            for cell, state in zip(self.cells, states or [cell.start(z) for cell in self.cells]):
-                after.append(cell(x, state))
+            for cell, state, cut in zip(self.cells, states or [cell.start(z) for cell in self.cells], kernels):
+                after.append(cell(x, state, cut=cut))
                 x = after[-1][0]
             return self.out(x), after
 
