@@ -5,11 +5,13 @@
 # %% ../../nbs/render/gaussian_splatting.ipynb #imports
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -27,34 +29,74 @@ from ..core.splats import C0, Gaussians, read_ply, read_splat, write_ply, write_
 from ..core.training import resolve_device, save_weights
 from . import rasterize_kernels as kernels
 from .rasterize import Rendering, rasterize, rotations
-from .splat_training import FusedStep, GaussianAdam, StepResult, plain_step
+from .splat_training import FusedStep, GaussianAdam, StepResult, opacities_of, plain_step
 
 # %% auto #0
-__all__ = ['KINDS', 'PAPER', 'GaussianModel', 'start_at', 'random_points', 'learning_rates', 'active_degree', 'Views',
-           'background_of', 'densify', 'prune', 'reset_opacity', 'History', 'first_gaussians', 'Trainer', 'fingerprint',
-           'save_checkpoint', 'load_checkpoint', 'evaluate', 'require_sound', 'train', 'SplattingPreset', 'experiment',
-           'speed']
+__all__ = ['KINDS', 'PAPER', 'specks', 'GaussianSources', 'GaussianModel', 'start_at', 'random_points', 'background_of', 'digest',
+           'learning_rates', 'active_degree', 'Views', 'Pull', 'densify', 'prune', 'reset_opacity', 'History',
+           'first_gaussians', 'view_at', 'halves_at', 'Trainer', 'checkpoint_path', 'fingerprint', 'save_checkpoint',
+           'load_checkpoint', 'evaluate', 'after_step', 'require_sound', 'require_views', 'train', 'SplattingPreset',
+           'experiment', 'speed']
 
-# %% ../../nbs/render/gaussian_splatting.ipynb #model
+# %% ../../nbs/render/gaussian_splatting.ipynb #sources
 KINDS = ("means", "quats", "log_scales", "logits", "sh_coeffs")
 
 
-class GaussianModel(nn.Module):
+def specks(count: int, sh_degree: int) -> dict[str, Tensor]:
+    """Return grey specks at the origin, kind -> tensor, float32; ValueError for a negative count or a degree that is not 0 to 3."""
+    if count < 0 or sh_degree not in range(4):
+        raise ValueError(f"GaussianModel: expected count >= 0 and sh_degree 0 to 3, got {count} and {sh_degree}")
+    return {"means": torch.zeros(count, 3), "quats": torch.eye(4)[:1].repeat(count, 1), "log_scales": torch.full((count, 3), -3.0),
+            "logits": torch.zeros(count), "sh_coeffs": torch.zeros(count, (sh_degree + 1) ** 2, 3)}
+
+
+class GaussianSources:
+    """From points and files, and into files, for a class with ``from_values`` and ``gaussians``.
+
+    No file says whether its scene was trained anti-aliased: who reads it has to.
+    """
+
+    @classmethod
+    def from_points(cls, points: Tensor, colors: Tensor, sh_degree: int = 3, opacity: float = 0.1, antialiased: bool = False) -> GaussianModel:
+        """Return a round Gaussian at every point, as large as its neighbours are far: `start_at`."""
+        return cls.from_values(start_at(points, colors, sh_degree, opacity), antialiased)
+
+    @classmethod
+    def from_gaussians(cls, gaussians: Gaussians, antialiased: bool = False) -> GaussianModel:
+        """Return the model of what a file holds."""
+        return cls.from_values({k: getattr(gaussians, k) for k in KINDS}, antialiased)
+
+    @classmethod
+    def from_ply(cls, path: str | Path, antialiased: bool = False) -> GaussianModel:
+        """Read the original code's PLY; raises as `paperlib.core.splats.read_ply`."""
+        return cls.from_gaussians(read_ply(path), antialiased)
+
+    @classmethod
+    def from_splat(cls, path: str | Path, antialiased: bool = False) -> GaussianModel:
+        """Read a .splat of 32 bytes a Gaussian; raises as `paperlib.core.splats.read_splat`."""
+        return cls.from_gaussians(read_splat(path), antialiased)
+
+    def to_ply(self, path: str | Path) -> None:
+        """Write the original code's PLY, which `from_ply` reads back bit for bit."""
+        write_ply(path, self.gaussians())
+
+    def to_splat(self, path: str | Path) -> None:
+        """Write a .splat for viewers: 32 bytes a Gaussian, without view dependence; raises as `paperlib.core.splats.write_splat`."""
+        write_splat(path, self.gaussians())
+
+# %% ../../nbs/render/gaussian_splatting.ipynb #model
+class GaussianModel(GaussianSources, nn.Module):
     """N Gaussians with raw parameters: means (N, 3), quats (N, 4) wxyz, log_scales (N, 3), logits (N,), sh_coeffs (N, (degree + 1)², 3).
 
     Parameters
     ----------
-    count, sh_degree : how many, and the degree of their harmonics, 0 to 3; they start as grey specks at the origin: see the classmethods
+    count, sh_degree : how many, and the degree of their harmonics, 0 to 3; they start as `specks`: see the classmethods
     antialiased : draw thin Gaussians fainter instead of fatter, as they were trained
     """
 
     def __init__(self, count: int = 0, sh_degree: int = 3, antialiased: bool = False):
         super().__init__()
-        if count < 0 or sh_degree not in range(4):
-            raise ValueError(f"GaussianModel: expected count >= 0 and sh_degree 0 to 3, got {count} and {sh_degree}")
-        start = {"means": torch.zeros(count, 3), "quats": torch.eye(4)[:1].repeat(count, 1), "log_scales": torch.full((count, 3), -3.0),
-                 "logits": torch.zeros(count), "sh_coeffs": torch.zeros(count, (sh_degree + 1) ** 2, 3)}
-        for kind, value in start.items():
+        for kind, value in specks(count, sh_degree).items():
             setattr(self, kind, nn.Parameter(value))
         self.antialiased = antialiased
 
@@ -66,37 +108,9 @@ class GaussianModel(nn.Module):
             setattr(model, kind, nn.Parameter(values[kind]))
         return model
 
-    @classmethod
-    def from_gaussians(cls, gaussians: Gaussians, antialiased: bool = False) -> GaussianModel:
-        """Return the model of what a file holds."""
-        return cls.from_values({k: getattr(gaussians, k) for k in KINDS}, antialiased)
-
-    @classmethod
-    def from_ply(cls, path: str | Path) -> GaussianModel:
-        """Read the original code's PLY; raises as `paperlib.core.splats.read_ply`."""
-        return cls.from_gaussians(read_ply(path))
-
-    @classmethod
-    def from_splat(cls, path: str | Path) -> GaussianModel:
-        """Read a .splat of 32 bytes a Gaussian; raises as `paperlib.core.splats.read_splat`."""
-        return cls.from_gaussians(read_splat(path))
-
-    @classmethod
-    def from_points(cls, points: Tensor, colors: Tensor, sh_degree: int = 3, opacity: float = 0.1, antialiased: bool = False) -> GaussianModel:
-        """Return a round Gaussian at every point, as large as its neighbours are far: `start_at`."""
-        return cls.from_values(start_at(points, colors, sh_degree, opacity), antialiased)
-
     def gaussians(self) -> Gaussians:
         """Return what a file holds: detached, on the CPU."""
         return Gaussians(*(getattr(self, k).detach().cpu().float() for k in KINDS))
-
-    def to_ply(self, path: str | Path) -> None:
-        """Write the original code's PLY, which `from_ply` reads back bit for bit."""
-        write_ply(path, self.gaussians())
-
-    def to_splat(self, path: str | Path) -> None:
-        """Write a .splat for viewers: 32 bytes a Gaussian, without view dependence."""
-        write_splat(path, self.gaussians())
 
     def __len__(self) -> int:
         return len(self.means)
@@ -104,8 +118,8 @@ class GaussianModel(nn.Module):
     def forward(self, camera: Camera, background: Tensor | None = None, backend: str = "auto", sh_degree: int | None = None) -> Rendering:
         """Return what the first camera sees, before ``background`` (3,), black by default; differentiable, raises as `paperlib.render.rasterize.rasterize`."""
         background = self.means.new_zeros(3) if background is None else background
-        return rasterize(self.means, self.quats, self.log_scales.exp(), self.logits.sigmoid(), self.sh_coeffs, camera.w2c[0], camera.K[0], camera.width, camera.height,
-                         background, backend, antialiased=self.antialiased, sh_degree=sh_degree)
+        active = self.means, self.quats, self.log_scales.exp(), self.logits.sigmoid(), self.sh_coeffs
+        return rasterize(*active, camera.w2c[0], camera.K[0], camera.width, camera.height, background, backend, antialiased=self.antialiased, sh_degree=sh_degree)
 
     @torch.no_grad()
     def views(self, camera: Camera, background: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -160,6 +174,19 @@ def random_points(scene: Capture, n: int, seed: int = 0) -> tuple[Tensor, Tensor
     points = middle.float().cpu() + half * (2 * torch.rand(n, 3, generator=generator) - 1)
     return points, 0.5 + C0 * torch.rand(n, 3, generator=generator) / 255
 
+
+def background_of(scene: Capture) -> Tensor:
+    """Return what is behind everything, (3,): white where the pictures have transparent parts, else black."""
+    return torch.full((3,), 1.0 if scene.images.shape[-1] == 4 else 0.0)
+
+
+def digest(*tensors: Tensor | None) -> str:
+    """Return the SHA-256 of the shapes and bytes of tensors."""
+    found = hashlib.sha256()
+    for t in tensors:
+        found.update(b"none" if t is None else str((t.dtype, tuple(t.shape))).encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
 # %% ../../nbs/render/gaussian_splatting.ipynb #rates
 def learning_rates(preset: SplattingPreset, done: int, extent: float) -> dict[str, float]:
     """Return kind -> Adam's rate after ``done`` steps; that of ``sh_coeffs`` is the constant one's, the others have a twentieth."""
@@ -182,6 +209,7 @@ class Views:
         self.w2c, self.K = (v.to(device, torch.float64) for v in (scene.camera.w2c, scene.camera.K))
         H, W = self.targets.shape[1:3]
         self.ndc = self.targets.new_tensor([W, H]) / 2                                     # pixels of one NDC unit
+        self.given = {"pictures": digest(self.targets), "cameras": digest(self.w2c, self.K), "points": digest(scene.points, scene.colors)}
         if device.type == "cpu":
             self.cameras = [kernels.camera_array(w.numpy(), K.numpy(), W, H) for w, K in zip(self.w2c, self.K)]
             self.fused = FusedStep(H, W, preset.ssim_weight, preset.antialiased, preset.isotropic)
@@ -197,9 +225,20 @@ class Views:
         return plain_step(optimizer, coefficients, self.w2c[view].float(), self.K[view].float(), target, self.background, p.ssim_weight, p.antialiased, p.isotropic)
 
 
-def background_of(scene: Capture) -> Tensor:
-    """Return what is behind everything, (3,): white where the pictures have transparent parts, else black."""
-    return torch.full((3,), 1.0 if scene.images.shape[-1] == 4 else 0.0)
+class Pull:
+    """How strongly views pull at N Gaussians: a running mean over the views that see each."""
+
+    def __init__(self, count: int, device: torch.device):
+        self.total, self.seen = (torch.zeros(count, device=device) for _ in range(2))
+
+    def add(self, result: StepResult, unit: Tensor) -> None:
+        """Count what one view did; ``unit`` (2,), pixels of one NDC unit across and down."""
+        self.total += (result.shifts * unit).norm(dim=1) * (result.radii > 0)
+        self.seen += result.radii > 0
+
+    def mean(self) -> Tensor:
+        """Return the mean norm (N,) in NDC units, 0 where no view has seen a Gaussian."""
+        return self.total / self.seen.clamp_min(1)
 
 # %% ../../nbs/render/gaussian_splatting.ipynb #densify
 @torch.no_grad()
@@ -237,7 +276,7 @@ def densify(optimizer: GaussianAdam, pull: Tensor, extent: float, generator: tor
 def prune(optimizer: GaussianAdam, least: float = 0.005, largest: float = math.inf) -> tuple[GaussianAdam, int]:
     """Remove Gaussians fainter than an opacity or larger than a size, and return the new optimiser and how many went; ValueError where none would be left."""
     p = optimizer.views(optimizer.flat)
-    keep = (p["logits"].sigmoid() >= least) & (p["log_scales"].exp().amax(1) <= largest)
+    keep = (opacities_of(p["logits"]) >= least) & (p["log_scales"].exp().amax(1) <= largest)
     if not keep.any():
         raise ValueError(f"no Gaussian is left after pruning: none of {len(keep)} has an opacity of at least {least} and a size of at most {largest:.3g}; "
                          "the pictures may be empty, the poses wrong, or the learning rates too high")
@@ -246,7 +285,7 @@ def prune(optimizer: GaussianAdam, least: float = 0.005, largest: float = math.i
     index = keep.nonzero()[:, 0]
     return optimizer.gather(index, torch.zeros_like(index, dtype=torch.bool), {}), int((~keep).sum())
 
-# %% ../../nbs/render/gaussian_splatting.ipynb #reset
+
 @torch.no_grad()
 def reset_opacity(optimizer: GaussianAdam, most: float = 0.01) -> None:
     """Lower every opacity to at most ``most`` and forget its moments."""
@@ -277,36 +316,42 @@ def first_gaussians(scene: Capture, preset: SplattingPreset, seed: int) -> dict[
         points, colors = points[some], colors[some]
     return start_at(points, colors, preset.sh_degree)
 
+
+def view_at(seed: int, done: int, count: int) -> int:
+    """Return the view of the step after ``done``: each once in a random order, then each once in a new one."""
+    epoch, at = divmod(done, count)
+    return int(np.random.default_rng([seed, epoch]).permutation(count)[at])
+
+
+def halves_at(seed: int, done: int) -> torch.Generator:
+    """Return the generator for the places of halves at a step."""
+    return torch.Generator().manual_seed(int(np.random.default_rng([seed, 1, done]).integers(2**62)))
+
 # %% ../../nbs/render/gaussian_splatting.ipynb #trainer
 class Trainer:
-    """What a training carries from step to step; `train` drives it."""
+    """What a training carries from step to step; `train` drives it. ValueError where the preset's limit is below the Gaussians that it starts from."""
 
     def __init__(self, scene: Capture, preset: SplattingPreset, seed: int, device: torch.device):
         self.preset, self.seed, self.views, self.history, self.seconds = preset, seed, Views(scene, preset, device), History(), 0.0
         self.optimizer = GaussianAdam({k: v.to(device) for k, v in first_gaussians(scene, preset, seed).items()})
-        self.forget()
+        if 0 < preset.limit < len(self.optimizer):
+            raise ValueError(f"limit={preset.limit}: training starts from {len(self.optimizer)} Gaussians already; raise it, or set points to at most the limit")
+        self.pull = Pull(len(self.optimizer), self.optimizer.flat.device)
 
     @property
     def done(self) -> int:
         """Steps taken."""
         return self.optimizer.step
 
-    def forget(self) -> None:
-        """Start the statistics of densification anew."""
-        self.pull, self.seen = (torch.zeros(len(self.optimizer), device=self.optimizer.flat.device) for _ in range(2))
-
     def step(self) -> float:
         """Take one step on one view and return the loss; FloatingPointError where it is not finite."""
         p, done, begun = self.preset, self.done, time.perf_counter()
-        epoch, at = divmod(done, len(self.views))
-        view = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.views))[at])         # each view once, then in a new order
         coefficients = (active_degree(p, done) + 1) ** 2
-        result = self.views.gradients(self.optimizer, view, coefficients)
+        result = self.views.gradients(self.optimizer, view_at(self.seed, done, len(self.views)), coefficients)
         if not math.isfinite(result.loss):
             raise FloatingPointError(f"step {done}: the loss is {result.loss}")
         if done < p.densify_until:
-            self.pull += (result.shifts * self.views.ndc).norm(dim=1) * (result.radii > 0)
-            self.seen += result.radii > 0
+            self.pull.add(result, self.views.ndc)
         self.optimizer.update(learning_rates(p, done, self.views.extent), p.lr_sh / 20, coefficients)
         self.history.loss.append(result.loss)
         self.adapt(done + 1)
@@ -317,12 +362,10 @@ class Trainer:
         """Densify, prune and reset where the schedule says so."""
         p, extent = self.preset, self.views.extent
         if p.densify_from < done <= p.densify_until and done % p.densify_every == 0:
-            generator = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, 1, done]).integers(2**62)))
-            self.optimizer, cloned, halved = densify(self.optimizer, self.pull / self.seen.clamp_min(1), extent, generator, threshold=p.threshold,
-                                                     clone=p.clone, split=p.split, limit=p.limit or None)
+            self.optimizer, cloned, halved = densify(self.optimizer, self.pull.mean(), extent, halves_at(self.seed, done), threshold=p.threshold, clone=p.clone, split=p.split, limit=p.limit or None)
             self.optimizer, gone = prune(self.optimizer, largest=0.1 * extent if p.reset_every and done > p.reset_every else math.inf)
             self.history.counts.append((done, len(self.optimizer), cloned, halved, gone))
-            self.forget()
+            self.pull = Pull(len(self.optimizer), self.optimizer.flat.device)
         if p.reset_every and done <= p.densify_until and (done % p.reset_every == 0 or (done == p.densify_from and self.views.background.min() == 1)):
             reset_opacity(self.optimizer)
 
@@ -331,10 +374,17 @@ class Trainer:
         return GaussianModel.from_values(self.optimizer.views(self.optimizer.flat), self.preset.antialiased)
 
 # %% ../../nbs/render/gaussian_splatting.ipynb #checkpoint
+def checkpoint_path(checkpoint: str | os.PathLike | None) -> Path | None:
+    """Return the path that `train`'s argument means; "auto" is a file in ``$PAPERLIB_WORK`` where that variable is set, else none."""
+    if checkpoint == "auto":
+        checkpoint = os.environ.get("PAPERLIB_WORK") and Path(os.environ["PAPERLIB_WORK"]) / "gaussian_splatting.pt"
+    return Path(checkpoint) if checkpoint else None
+
+
 def fingerprint(trainer: Trainer) -> dict:
     """Return what a checkpoint must agree in."""
     v, fields = trainer.views, {k: str(x) for k, x in asdict(trainer.preset).items() if k not in DESCRIPTIVE}
-    return fields | {"seed": trainer.seed, "device": v.device.type, "views": list(v.names), "pixels": list(v.targets.shape[1:3]), "mean colour": v.targets.double().mean().item()}
+    return fields | {"seed": trainer.seed, "device": v.device.type, "views": list(v.names), "pixels": list(v.targets.shape[1:3])} | v.given
 
 
 def save_checkpoint(path: Path, trainer: Trainer) -> None:
@@ -342,7 +392,7 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
     o = trainer.optimizer
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        torch.save({"of": fingerprint(trainer), "step": o.step, "values": o.views(o.flat), "first": o.first, "second": o.second, "pull": trainer.pull, "seen": trainer.seen,
+        torch.save({"of": fingerprint(trainer), "step": o.step, "values": o.views(o.flat), "first": o.first, "second": o.second, "pull": trainer.pull.total, "seen": trainer.pull.seen,
                     "seconds": trainer.seconds, "history": asdict(trainer.history)}, temporary)
 
 
@@ -351,7 +401,7 @@ def load_checkpoint(path: Path, trainer: Trainer) -> None:
     try:
         state = torch.load(path, map_location=trainer.views.device, weights_only=True)
         of, optimizer = state["of"], GaussianAdam(state["values"], state["step"])
-        optimizer.first, optimizer.second, trainer.pull, trainer.seen, trainer.seconds = (state[k] for k in ("first", "second", "pull", "seen", "seconds"))
+        optimizer.first, optimizer.second, trainer.pull.total, trainer.pull.seen, trainer.seconds = (state[k] for k in ("first", "second", "pull", "seen", "seconds"))
         trainer.history = History(**state["history"])
     except Exception as error:                                                   # torch has many ways of not reading a file
         raise ValueError(f"checkpoint {path} cannot be read ({type(error).__name__}): delete it or name another path") from error
@@ -366,10 +416,23 @@ def evaluate(model: GaussianModel, scene: Capture) -> dict[str, dict[str, float]
     drawn, truth = (v.cpu().movedim(-1, 1) for v in (model.views(scene.camera, background.to(model.means)).clamp(0, 1), scene.on(background)))
     return {k: dict(zip(scene.names, f(drawn, truth, 0).tolist())) for k, f in (("psnr", psnr_rgb_crop), ("ssim", ssim_rgb_crop))}
 
+
+def after_step(trainer: Trainer, held_out: Capture | None) -> None:
+    """Look every hundred steps whether the parameters are finite, FloatingPointError if not, and score held-out views where the preset says so."""
+    done, p = trainer.done, trainer.preset
+    if (done % 100 == 0 or done == p.steps) and not trainer.optimizer.flat.isfinite().all():
+        raise FloatingPointError(f"step {done}: a parameter is not finite; the learning rates may be too high")
+    if held_out is not None and (done in p.evals or done == p.steps):
+        trainer.history.psnr[done], trainer.history.seconds[done] = evaluate(trainer.model(), held_out)["psnr"], trainer.seconds
+
 # %% ../../nbs/render/gaussian_splatting.ipynb #require-sound
 def require_sound(preset: SplattingPreset) -> None:
     """Raise ValueError for a preset that could not be trained, before anything begins; the message names each field."""
     p = preset
+    whole = [f.name for f in fields(p) if f.type == "int"] + ["evals"] * isinstance(p.evals, tuple)
+    is_whole = lambda v: isinstance(v, Integral) and not isinstance(v, bool)
+    if wrong := [f"{k}={getattr(p, k)!r} (expected whole numbers)" for k in whole if not all(map(is_whole, getattr(p, k) if k == "evals" else [getattr(p, k)]))]:
+        raise ValueError("; ".join(wrong))
     positive = ("steps", "sh_every", "densify_every", "lr_means", "lr_means_last", "threshold")
     rules = {k: (getattr(p, k) > 0, "above 0") for k in positive}
     rules |= {k: (getattr(p, k) >= 0, "0 or more") for k in ("size", "points", "limit", "densify_from", "densify_until", "reset_every", "lr_sh", "lr_opacity", "lr_scales", "lr_quats")}
@@ -379,18 +442,25 @@ def require_sound(preset: SplattingPreset) -> None:
     if wrong := [f"{k.strip()}={getattr(p, k.strip())!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
 
+
+def require_views(scene: Capture) -> None:
+    """Raise ValueError for a capture that says nothing about depth: fewer than two views, or all from one place."""
+    if len(scene) < 2:
+        raise ValueError(f"training needs at least two views, got {len(scene)}: one picture says nothing about depth")
+    if not scene.extent > 1e-6 * scene.far:                                          # a mean of equal places is rounded
+        raise ValueError(f"all {len(scene)} cameras stand in one place (extent {scene.extent:.3g}): such views say nothing about depth, and the centres' learning rate, a share of the extent, would be 0")
+
 # %% ../../nbs/render/gaussian_splatting.ipynb #train
 def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int = 0, device: str | torch.device = "auto", held_out: Capture | None = None,
           on_step: Callable[[int, Trainer], None] | None = None, checkpoint: str | os.PathLike | None = None, checkpoint_every: int = 500, progress: bool = True) -> tuple[GaussianModel, History]:
-    """Train Gaussians on a capture; on a CPU the result is the same to the bit, whatever the threads and the interruptions.
+    """Train Gaussians on a capture; on a CPU Gaussians and losses are the same to the bit, whatever the threads and the interruptions.
 
     Parameters
     ----------
     scene : Capture
         At least two views; white is put behind pictures with transparent parts, black behind photos.
     preset : name of a preset of the paper, or one
-    seed : of the first Gaussians, the order of the views, and where halves are put
-    device : as `paperlib.core.training.resolve_device` takes it
+    seed, device : of the first Gaussians, the order of the views and the places of halves; as `paperlib.core.training.resolve_device` takes it
     held_out : views to score at the preset's ``evals`` and at the end
     on_step : called with (steps done, trainer) after every step
     checkpoint : a path to go on from if it is there, and to write to every ``checkpoint_every`` steps and at the end; "auto" is
@@ -404,31 +474,24 @@ def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int 
     Raises
     ------
     ValueError
-        A preset that cannot be trained, fewer than two views, no Gaussian left after pruning, a checkpoint of another training.
+        A preset that cannot be trained, fewer than two views or all from one place, a limit below what training starts from, no Gaussian left after
+        pruning, a checkpoint of another training.
     FloatingPointError
         A loss or a parameter that is not finite, with its step.
     """
     preset = PAPER.preset(preset) if isinstance(preset, str) else preset
     require_sound(preset)
-    if len(scene) < 2:
-        raise ValueError(f"training needs at least two views, got {len(scene)}: one picture says nothing about depth")
-    trainer = Trainer(scene, preset, seed, resolve_device(device))
-    if checkpoint == "auto":
-        checkpoint = os.environ.get("PAPERLIB_WORK") and Path(os.environ["PAPERLIB_WORK"]) / "gaussian_splatting.pt"
-    path = Path(checkpoint) if checkpoint else None
+    require_views(scene)
+    trainer, path = Trainer(scene, preset, seed, resolve_device(device)), checkpoint_path(checkpoint)
     if path is not None and path.exists():
         load_checkpoint(path, trainer)
     with tqdm(total=preset.steps, initial=trainer.done, desc="gaussian_splatting", unit="step", mininterval=0.5, leave=False, disable=not progress) as bar:
         while trainer.done < preset.steps:
             trainer.step()
-            done = trainer.done
-            if (done % 100 == 0 or done == preset.steps) and not trainer.optimizer.flat.isfinite().all():
-                raise FloatingPointError(f"step {done}: a parameter is not finite; the learning rates may be too high")
-            if held_out is not None and (done in preset.evals or done == preset.steps):
-                trainer.history.psnr[done], trainer.history.seconds[done] = evaluate(trainer.model(), held_out)["psnr"], trainer.seconds
+            after_step(trainer, held_out)
             if on_step is not None:
-                on_step(done, trainer)
-            if path is not None and (done % checkpoint_every == 0 or done == preset.steps):
+                on_step(trainer.done, trainer)
+            if path is not None and (trainer.done % checkpoint_every == 0 or trainer.done == preset.steps):
                 save_checkpoint(path, trainer)
             bar.update()
     return trainer.model(), trainer.history
