@@ -20,7 +20,7 @@ from paperlib.core.scenes import Camera, look_at
 from paperlib.core.splats import read_splat
 from paperlib.render import gaussian_splatting as page
 from paperlib.render.gaussian_splatting import GaussianModel, Trainer, evaluate, random_points, start_at, train
-from paperlib.render.splat_training import FusedStep, GaussianAdam, adam_plain, plain_step
+from paperlib.render.splat_training import FusedStep, GaussianAdam, adam_plain, opacities_of, plain_step
 from paperlib.render.splat_viewer import orbit_camera, orbit_of, panel, serve, to_html
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for browser.py beside this file
@@ -51,6 +51,27 @@ def test_ten_trainings_one_result_whatever_the_threads(scene):
         torch.set_num_threads(threads)
     assert len(found) == 1
     assert bits(train(scene, SHORT, seed=1, progress=False)[0]) not in {b for b, _ in found}
+
+
+def test_many_gaussians_have_the_same_gradients_with_one_two_and_three_threads():
+    n, g = 200_003, torch.Generator().manual_seed(0)                    # a prime: no number of threads shares it out without a rest
+    values = {"means": torch.randn(n, 3, generator=g), "quats": torch.randn(n, 4, generator=g), "log_scales": 0.3 * torch.randn(n, 3, generator=g) - 5, "logits": torch.full((n,), -2.96),
+              "sh_coeffs": 0.3 * torch.randn(n, 4, 3, generator=g)}
+    values["means"][-20:] = 0.1 * values["means"][-20:] + torch.tensor([2.0, 0.8, 0.4])     # the end of a thread's share, where rounding may differ, stands in front
+    camera, target = Camera.from_fov(90, 41, 60, look_at((2.5, 1.0, 0.5), (0, 0, 0))[None]), torch.rand(41, 60, 3, generator=g)
+    eye, step = page.kernels.camera_array(camera.w2c[0].double().numpy(), camera.K[0].double().numpy(), 60, 41), FusedStep(41, 60)
+    optimizer, threads, found, left = GaussianAdam(values), torch.get_num_threads(), set(), set()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            result = step(optimizer, 4, eye, target.numpy(), np.ones(3, np.float32))
+            pull = page.Pull(n, CPU)
+            pull.add(result, torch.tensor([30.0, 20.5]))
+            found.add((result.loss, optimizer.gradient.numpy().tobytes(), pull.mean().numpy().tobytes()))
+            left.add(len(page.prune(optimizer, least=float(opacities_of(optimizer.views(optimizer.flat)["logits"])[0]))[0]))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1 and left == {n}                              # all as opaque as the first, so none goes
 
 
 @pytest.mark.parametrize("done", [1, 25, 49, 59])
@@ -135,7 +156,8 @@ def test_a_reset_lowers_opacities_where_the_schedule_says(scene):
     assert [s for s, v in most.items() if v <= 0.01001] == [10, 20, 40]  # 10: white background, when densification begins
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"start": "here"}, {"sh_degree": 4}, {"ssim_weight": 2.0}, {"points": 1}, {"limit": 100}, {"evals": (0,)}, {"threshold": 0.0}, {"densify_every": 0}, {"lr_quats": -1.0}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"start": "here"}, {"sh_degree": 4}, {"ssim_weight": 2.0}, {"points": 1}, {"limit": 100}, {"evals": (0,)}, {"threshold": 0.0}, {"densify_every": 0}, {"lr_quats": -1.0},
+                                 {"steps": 10.5}, {"points": 300.0}, {"densify_every": True}, {"evals": (2.5,)}, {"steps": "60"}])
 def test_presets_that_are_refused(scene, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         train(scene, dataclasses.replace(SHORT, **bad), progress=False)
@@ -144,6 +166,12 @@ def test_presets_that_are_refused(scene, bad):
 def test_scenes_that_are_refused(scene):
     with pytest.raises(ValueError, match="at least two views, got 1"):
         train(scene[0], SHORT, progress=False)
+    there = scene.camera.c2w.clone()
+    there[:, :3, 3] = there[0, :3, 3]
+    with pytest.raises(ValueError, match="all 20 cameras stand in one place"):
+        train(dataclasses.replace(scene, camera=dataclasses.replace(scene.camera, c2w=there)), SHORT, progress=False)
+    with pytest.raises(ValueError, match="limit=500: training starts from 600 Gaussians already"):
+        train(scene, dataclasses.replace(SHORT, points=0), progress=False)
     with pytest.raises(ValueError, match="no preset"):
         train(scene, "tiny", progress=False)
     with pytest.raises(ValueError, match="N >= 2"):
@@ -182,11 +210,17 @@ def test_parameters_that_run_away_are_an_error_and_no_model(scene):
         train(scene, dataclasses.replace(SHORT, lr_means=1e38, lr_means_last=1e38), progress=False)
 
 
-def test_a_damaged_checkpoint_and_one_of_other_pictures(scene, tmp_path):
+def test_a_damaged_checkpoint_and_one_of_other_data(scene, tmp_path):
     path = tmp_path / "state.pt"
     train(scene, SHORT, checkpoint=path, progress=False)
-    with pytest.raises(ValueError, match="mean colour"):
-        train(dataclasses.replace(scene, images=scene.images * 0.5), SHORT, checkpoint=path, progress=False)
+    wider = dataclasses.replace(scene.camera, K=scene.camera.K * torch.tensor([1.01, 1, 1])[:, None])
+    one = torch.zeros_like(scene.colors)
+    one[3, 1] = 0.01
+    others = {"pictures": {"images": scene.images * 0.5}, "cameras": {"camera": wider}, "points": {"colors": (scene.colors - one).clamp_min(0)}}
+    for what, change in others.items():
+        with pytest.raises(ValueError, match=rf"another training \({what}: \w+ there, \w+ here\)"):
+            train(dataclasses.replace(scene, **change), SHORT, checkpoint=path, progress=False)
+    assert train(scene, SHORT, checkpoint=path, progress=False)[1].loss     # what it is of is taken, at the end already
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read"):
         train(scene, SHORT, checkpoint=path, progress=False)
@@ -235,6 +269,13 @@ def test_round_trips_of_files(scene, tmp_path):
     flat = GaussianModel.from_splat(tmp_path / "a.splat")
     a, b = (m.views(scene.camera[2], torch.ones(3)) for m in (GaussianModel.from_values({k: v.detach() if k != "sh_coeffs" else v.detach()[:, :1] for k, v in model.named_parameters()}), flat))
     assert (a - b).abs().mean() < 2 / 255
+    thin = GaussianModel.from_gaussians(dataclasses.replace(model.gaussians(), log_scales=model.log_scales.detach() - 2), antialiased=True)
+    thin.to_ply(tmp_path / "thin.ply")
+    told, untold = GaussianModel.from_ply(tmp_path / "thin.ply", antialiased=True), GaussianModel.from_ply(tmp_path / "thin.ply")
+    drawn, again, other = (m.views(scene.camera[2:3]) for m in (thin, told, untold))
+    assert torch.equal(drawn, again) and (other - drawn).abs().max() > 0.05
+    thin.to_splat(tmp_path / "thin.splat")
+    assert GaussianModel.from_splat(tmp_path / "thin.splat", antialiased=True).antialiased
     cut = (tmp_path / "a.ply").read_bytes()[:-100]
     (tmp_path / "a.ply").write_bytes(cut)
     with pytest.raises(ValueError, match="cut short"):
@@ -260,10 +301,12 @@ def window():
         yield found
 
 
-def test_the_page_draws_what_the_rasterizer_draws(window, scene, tmp_path):
-    model = train(scene, SHORT, progress=False)[0]
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_the_page_draws_what_the_rasterizer_draws(window, scene, tmp_path, antialiased):
+    model = train(scene, dataclasses.replace(SHORT, antialiased=antialiased), progress=False)[0]
+    model.log_scales.data -= float(antialiased)                                  # thin ones, so that it matters
     file = tmp_path / "scene.html"
-    to_html(model.gaussians(), file, scene.camera, width=121, height=90, title="a <scene>")
+    to_html(model.gaussians(), file, scene.camera, width=121, height=90, title="a <scene>", antialiased=antialiased)
     page_, asked, complaints = window.new_page(), [], []
     page_.on("request", lambda r: asked.append(r.url))
     page_.on("pageerror", lambda e: complaints.append(str(e)))
@@ -287,7 +330,7 @@ def test_the_page_draws_what_the_rasterizer_draws(window, scene, tmp_path):
     (tmp_path / "a.splat").unlink(missing_ok=True)
     model.to_splat(tmp_path / "a.splat")
     camera = orbit_camera(orbit_of(model.gaussians(), scene.camera), 90, 121)
-    ours = 255 * panel(read_splat(tmp_path / "a.splat"), camera).numpy()
+    ours = 255 * panel(read_splat(tmp_path / "a.splat"), camera, antialiased=antialiased).numpy()
     assert np.abs(first - ours).mean() < 0.3 and np.quantile(np.abs(first - ours), 0.999) < 2   # eight bits, and pixels on a threshold
     assert np.abs(turned - first).mean() > 1 and np.abs(back - first).max() <= 1
 

@@ -136,6 +136,11 @@ def test_splat_refuses_what_is_not_finite_and_keeps_tiny_quaternions(tmp_path):
     with pytest.raises(ValueError, match="means hold values that are not finite"):
         write_splat(tmp_path / "c.splat", dataclasses.replace(scene, means=bad))
     assert not (tmp_path / "c.splat").exists()
+    none = scene.quats.clone()
+    none[3] = 0
+    with pytest.raises(ValueError, match="1 of norm zero, first Gaussian 3; a rotation needs a direction, nothing was written"):
+        write_splat(tmp_path / "c.splat", dataclasses.replace(scene, quats=none))
+    assert not list(tmp_path.glob("c.*"))
 
 
 def test_splat_extremes_and_no_gaussians(tmp_path):

@@ -144,11 +144,19 @@ _RECORD = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4)
 
 
 def write_splat(path: str | Path, gaussians: Gaussians) -> None:
-    """Write Gaussians as 32-byte records, the most visible first; colour and opacity are rounded to 1/255, quaternions to 1/128, and view dependence is dropped."""
+    """Write Gaussians as 32-byte records, the most visible first; colour and opacity are rounded to 1/255, quaternions to 1/128, and view dependence is dropped.
+
+    Raises
+    ------
+    ValueError
+        A value that is not finite, or a quaternion of norm zero; nothing is written then.
+    """
     means, quats, scales, opacities, sh = (v.detach().cpu().double() for v in gaussians.activated())
     for name, value in {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "sh": sh[:, 0]}.items():
         if not value.isfinite().all():
             raise ValueError(f"{path}: {name} hold values that are not finite; nothing was written")
+    if (zero := quats.abs().amax(1) == 0).any():
+        raise ValueError(f"{path}: quats hold {int(zero.sum())} of norm zero, first Gaussian {zero.nonzero()[0].item()}; a rotation needs a direction, nothing was written")
     quats = quats / quats.abs().amax(1, keepdim=True)                    # else the norm of a tiny one is taken for zero
     records = np.zeros(len(means), _RECORD)
     records["means"], records["scales"] = means, scales

@@ -20,10 +20,10 @@ from .rasterize import alone, rasterize
 from .rasterize_kernels import BLOCKS, f32, fast, parallel, piece
 
 # %% auto #0
-__all__ = ['SSIM_C1', 'SSIM_C2', 'W0', 'W1', 'W2', 'W3', 'W4', 'W5', 'C1', 'C2', 'PAD', 'EPS', 'BETAS', 'WIDTHS', 'ssim_map',
+__all__ = ['SSIM_C1', 'SSIM_C2', 'W0', 'W1', 'W2', 'W3', 'W4', 'W5', 'C1', 'C2', 'PAD', 'EPS', 'BETAS', 'ssim_map',
            'photometric_loss', 'across', 'down', 'moments_row', 'ssim_row', 'gradient_row', 'loss_passes', 'FusedLoss',
-           'adam_one', 'adam_run', 'adam_row', 'adam_flat', 'adam_rows', 'GaussianAdam', 'adam_plain', 'StepResult',
-           'FusedStep', 'tie', 'plain_step']
+           'adam_one', 'adam_run', 'adam_row', 'adam_flat', 'adam_rows', 'adam_plain', 'GaussianAdam', 'StepResult',
+           'opacities_of', 'tie', 'FusedStep', 'plain_step']
 
 # %% ../../nbs/render/splat_training.ipynb #loss-plain
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
@@ -190,11 +190,19 @@ def adam_rows(p, g, m, v, rates, eps, root):
         for i in range(N * b // BLOCKS, N * (b + 1) // BLOCKS):
             adam_row(p[i, :n], g[i, :n], m[i, :n], v[i, :n], rates, eps, root)
 
-# %% ../../nbs/render/splat_training.ipynb #optimizer
+# %% ../../nbs/render/splat_training.ipynb #adam-plain
 EPS, BETAS = 1e-15, (0.9, 0.999)
-WIDTHS = {"means": 3, "quats": 4, "log_scales": 3, "logits": 1}  # columns by kind; sh_coeffs, the last kind, has 3 (degree + 1)^2
 
 
+def adam_plain(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float | Tensor, root: float) -> None:
+    """Take one Adam step in place, in PyTorch; a row of rates moves as many columns as it has."""
+    if isinstance(rate, Tensor):
+        p, g, m, v = (t[:, : len(rate)] for t in (p, g, m, v))
+    m.lerp_(g, 1 - BETAS[0])
+    v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+    p.sub_(rate * m / (v.sqrt() / root).add_(EPS))
+
+# %% ../../nbs/render/splat_training.ipynb #optimizer
 class GaussianAdam:
     """Parameters of N Gaussians in one flat buffer, with their gradients and Adam's moments.
 
@@ -239,15 +247,6 @@ class GaussianAdam:
             else:
                 adam_plain(*flat, rates[kind] if kind != "sh_coeffs" else column.to(flat[0]), root)
 
-
-def adam_plain(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float | Tensor, root: float) -> None:
-    """Take one Adam step in place, in PyTorch; a row of rates moves as many columns as it has."""
-    if isinstance(rate, Tensor):
-        p, g, m, v = (t[:, : len(rate)] for t in (p, g, m, v))
-    m.lerp_(g, 1 - BETAS[0])
-    v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-    p.sub_(rate * m / (v.sqrt() / root).add_(EPS))
-
 # %% ../../nbs/render/splat_training.ipynb #step
 @dataclass
 class StepResult:
@@ -259,6 +258,16 @@ class StepResult:
     image: Tensor
 
 
+def opacities_of(logits: Tensor) -> Tensor:
+    """Return the opacities of logits, the same to the bit for any number of threads, which `torch.sigmoid` does not promise."""
+    return 1 / (1 + (-logits).exp())
+
+
+def tie(gradient: Tensor) -> None:
+    """Make the three columns of a gradient (N, 3) their sum, in place: one number stands behind all three."""
+    gradient.copy_(gradient.sum(1, keepdim=True).expand(-1, 3))
+
+# %% ../../nbs/render/splat_training.ipynb #fused-step
 class FusedStep:
     """Loss and gradients of one view on the CPU, in compiled loops from the raw parameters and back; it keeps its scratch between calls."""
 
@@ -279,7 +288,7 @@ class FusedStep:
         background : (3,) float32
         """
         p, (width, height), N = optimizer.views(optimizer.flat), self.size, len(optimizer)
-        scales, opacities = p["log_scales"].exp(), p["logits"].sigmoid()
+        scales, opacities = p["log_scales"].exp(), opacities_of(p["logits"])
         arrays = [t.numpy() for t in (p["means"], p["quats"], scales, opacities, p["sh_coeffs"])]
         splats, radii, counts, shifts = np.zeros((N, 12), np.float32), np.empty(N, np.float32), np.empty(N, np.int32), np.zeros((N, 2), np.float32)
         optimizer.gradient.zero_()
@@ -297,11 +306,6 @@ class FusedStep:
         if self.isotropic:
             tie(g["log_scales"])
         return StepResult(float(loss), torch.from_numpy(shifts), torch.from_numpy(radii), torch.from_numpy(self.image))
-
-
-def tie(gradient: Tensor) -> None:
-    """Make the three columns of a gradient (N, 3) their sum, in place: one number stands behind all three."""
-    gradient.copy_(gradient.sum(1, keepdim=True).expand(-1, 3))
 
 # %% ../../nbs/render/splat_training.ipynb #step-plain
 def plain_step(optimizer: GaussianAdam, coefficients: int, w2c: Tensor, K: Tensor, target: Tensor, background: Tensor, ssim_weight: float = 0.2,

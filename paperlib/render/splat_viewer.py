@@ -23,7 +23,7 @@ from ..core.data import atomic_write
 from ..core.scenes import Camera, look_at
 from ..core.splats import C0, Gaussians, write_splat
 from . import rasterize_kernels as kernels
-from .rasterize import alone, rasterize, rotations
+from .rasterize import _check_values, _checked, alone, rasterize, rotations
 from .rasterize_kernels import TILE
 
 # %% auto #0
@@ -59,12 +59,14 @@ function draw(R, t, f, W, H) {                       // R, t: world to camera, r
   let seen = 0;
   for (let i = 0; i < N; i++) { depth[i] = R[6] * F[8 * i] + R[7] * F[8 * i + 1] + R[8] * F[8 * i + 2] + t[2]; if (depth[i] > 0.2) seen++; }
   for (const i of order(depth, seen)) {
-    const z = depth[i], o = bytes[32 * i + 27] / 255, x = R[0] * F[8 * i] + R[1] * F[8 * i + 1] + R[2] * F[8 * i + 2] + t[0], y = R[3] * F[8 * i] + R[4] * F[8 * i + 1] + R[5] * F[8 * i + 2] + t[1];
-    if (o * 255 < 1) continue;
+    const z = depth[i], x = R[0] * F[8 * i] + R[1] * F[8 * i + 1] + R[2] * F[8 * i + 2] + t[0], y = R[3] * F[8 * i] + R[4] * F[8 * i + 1] + R[5] * F[8 * i + 2] + t[1];
     const gx = Math.max(-lx, Math.min(lx, x / z)), gy = Math.max(-ly, Math.min(ly, y / z)), k = f / z, c = 6 * i;
     const p = [0, 1, 2].map((j) => k * (R[j] - gx * R[6 + j])), q = [0, 1, 2].map((j) => k * (R[3 + j] - gy * R[6 + j]));   // the rows of J W
     const S = (g, h) => g[0] * (cov[c] * h[0] + cov[c + 1] * h[1] + cov[c + 2] * h[2]) + g[1] * (cov[c + 1] * h[0] + cov[c + 3] * h[1] + cov[c + 4] * h[2]) + g[2] * (cov[c + 2] * h[0] + cov[c + 4] * h[1] + cov[c + 5] * h[2]);
-    const a = S(p, p) + 0.3, b = S(p, q), d = S(q, q) + 0.3, det = a * d - b * b, m = Math.sqrt(2 * Math.log(255 * o)), u = f * x / z + W / 2, v = f * y / z + H / 2;
+    const a = S(p, p) + 0.3, b = S(p, q), d = S(q, q) + 0.3, det = a * d - b * b;
+    const o = bytes[32 * i + 27] / 255 * (start.antialiased ? Math.sqrt(Math.max(0, (a - 0.3) * (d - 0.3) - b * b) / det) : 1);
+    if (o * 255 < 1) continue;
+    const m = Math.sqrt(2 * Math.log(255 * o)), u = f * x / z + W / 2, v = f * y / z + H / 2;
     const x0 = Math.max(0, Math.ceil(u - m * Math.sqrt(a) - 0.5)), x1 = Math.min(W - 1, Math.floor(u + m * Math.sqrt(a) - 0.5));
     const y0 = Math.max(0, Math.ceil(v - m * Math.sqrt(d) - 0.5)), y1 = Math.min(H - 1, Math.floor(v + m * Math.sqrt(d) - 0.5));
     for (let row = y0; row <= y1; row++) for (let col = x0, at = row * W + x0; col <= x1; col++, at++) {
@@ -167,18 +169,19 @@ _PAGE = """<!doctype html>
 
 
 def to_html(gaussians: Gaussians, path: str | Path, camera: Camera | None = None, *, width: int = 360, height: int = 270, title: str = "Gaussian splats",
-            background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
+            background: tuple[float, float, float] = (1.0, 1.0, 1.0), antialiased: bool = False) -> None:
     """Write one file that shows a scene in any browser: the Gaussians as .splat, and a renderer in plain JavaScript that draws what `rasterize` draws.
 
     Parameters
     ----------
     camera : the first view is where the reader starts, the point that all look at is what is turned about; default: beside the Gaussians, z up
     width, height : of the picture that is computed, pixels; the page scales it
+    antialiased : as the scene was trained (`GaussianModel.antialiased`): thin Gaussians are drawn fainter
 
     Raises
     ------
     ValueError
-        A size below one pixel, or three numbers that are no background.
+        A size below one pixel, a background that is not three numbers, a value that is not finite, or a quaternion of norm zero.
     """
     if min(width, height) < 1 or len(background) != 3:
         raise ValueError(f"to_html: expected a width and height of at least 1 and three numbers for the background, got {width}, {height}, {background}")
@@ -186,7 +189,7 @@ def to_html(gaussians: Gaussians, path: str | Path, camera: Camera | None = None
         write_splat(Path(folder) / "scene.splat", gaussians)
         data = base64.b64encode((Path(folder) / "scene.splat").read_bytes()).decode()
     start = orbit_of(gaussians, camera)
-    start |= {"f": start.pop("focal") * width, "background": [float(v) for v in background]}
+    start |= {"f": start.pop("focal") * width, "background": [float(v) for v in background], "antialiased": bool(antialiased)}
     page = _PAGE.replace("TITLE", html.escape(title)).replace("WIDTH", str(int(width))).replace("HEIGHT", str(int(height)))
     page = page.replace("START", json.dumps(start)).replace("CODE", _UNPACK_JS + _DRAW_JS + _CONTROLS_JS).replace("SPLATS", data)
     with atomic_write(path) as temporary:
@@ -194,7 +197,7 @@ def to_html(gaussians: Gaussians, path: str | Path, camera: Camera | None = None
 
 # %% ../../nbs/render/splat_viewer.ipynb #viser
 def serve(gaussians: Gaussians, port: int = 8080, server=None):
-    """Show a scene in the browser with viser, and return its server; colours are those of degree 0.
+    """Show a scene in the browser with viser, and return its server; colours are those of degree 0, and whether a scene was trained anti-aliased is not passed on.
 
     Parameters
     ----------
@@ -217,12 +220,15 @@ def serve(gaussians: Gaussians, port: int = 8080, server=None):
     return server
 
 # %% ../../nbs/render/splat_viewer.ipynb #count
-def lists(gaussians: Gaussians, w2c: Tensor, K: Tensor, width: int, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return splats (N, 12), pairs (P, 2) by tile and in each nearest first, and where each tile starts (tiles + 1,)."""
-    arrays, N = [v.float().contiguous().numpy() for v in gaussians.activated()], len(gaussians)
+def lists(gaussians: Gaussians, w2c: Tensor, K: Tensor, width: int, height: int, antialiased: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return splats (N, 12), pairs (P, 2) by tile and in each nearest first, and where each tile starts (tiles + 1,); raises as `paperlib.render.rasterize.rasterize`."""
+    values = [v.detach().cpu().float() for v in gaussians.activated()]
+    *values, w2c, K, _, _ = _checked(*values, w2c, K, torch.zeros(3), None, width, height)
+    _check_values(*values[1:4], w2c, K)
+    arrays, N = [v.contiguous().numpy() for v in values], len(gaussians)
     splats, radii, touched, camera = np.zeros((N, 12), np.float32), np.empty(N, np.float32), np.empty(N, np.int32), kernels.camera_array(w2c.double().numpy(), K.double().numpy(), width, height)
     with alone():
-        kernels.project_all(*arrays, np.zeros((N, 2), np.float32), camera, arrays[4].shape[1], False, width, height, splats, radii, touched)
+        kernels.project_all(*arrays, np.zeros((N, 2), np.float32), camera, arrays[4].shape[1], antialiased, width, height, splats, radii, touched)
         pairs, starts, _, _ = kernels.bin_pairs(splats, kernels.depth_order(splats[:, 9].copy(), touched), touched, width, height)
     return splats, pairs, starts
 
@@ -252,7 +258,7 @@ SHOWS = ("colour", "depth", "transmittance", "splats per pixel", "splats per til
 
 
 @torch.no_grad()
-def panel(gaussians: Gaussians, camera: Camera, show: str = "colour", background: Tensor | None = None) -> Tensor:
+def panel(gaussians: Gaussians, camera: Camera, show: str = "colour", background: Tensor | None = None, antialiased: bool = False) -> Tensor:
     """Return what the first camera sees of one kind.
 
     Parameters
@@ -260,24 +266,26 @@ def panel(gaussians: Gaussians, camera: Camera, show: str = "colour", background
     show : "colour" (H, W, 3) in [0, 1]; "depth" (H, W), mean camera z where half of the light or more is stopped, NaN elsewhere; "transmittance" (H, W),
         the share of light that is left; "splats per pixel" (H, W), how many have an alpha of 1/255 or more before the pixel stops;
         "splats per tile" (rows, columns of tiles), the lists' lengths
+    background : (3,), white by default
+    antialiased : as the scene was trained: thin Gaussians are drawn fainter
 
     Raises
     ------
     ValueError
-        Another kind.
+        Another kind; and what `paperlib.render.rasterize.rasterize` refuses.
     """
     if show not in SHOWS:
         raise ValueError(f"show={show!r}: expected one of {', '.join(SHOWS)}")
     w2c, K, width, height = camera.w2c[0].float(), camera.K[0].float(), camera.width, camera.height
     if "splats" in show:
-        splats, pairs, starts = lists(gaussians, w2c, K, width, height)
+        splats, pairs, starts = lists(gaussians, w2c, K, width, height, antialiased)
         if show == "splats per tile":
             return torch.from_numpy(np.diff(starts)).reshape(-(-height // TILE), -(-width // TILE))
         out = np.zeros((height, width), np.int32)
         with alone():
             count_pixels(splats, pairs, starts, out)
         return torch.from_numpy(out)
-    r = rasterize(*gaussians.activated(), w2c, K, width, height, torch.ones(3) if background is None else background)
+    r = rasterize(*gaussians.activated(), w2c, K, width, height, torch.ones(3) if background is None else background, antialiased=antialiased)
     if show == "colour":
         return r.image.clamp(0, 1)
     return 1 - r.opacity if show == "transmittance" else torch.where(r.opacity >= 0.5, r.depth / r.opacity, torch.nan)
