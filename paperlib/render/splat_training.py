@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from numba import prange
 from torch import Tensor
 
+from ..core.compiled import alone
 from ..core.metrics import GAUSSIAN
 from . import rasterize_kernels as kernels
-from .rasterize import alone, rasterize
+from .rasterize import rasterize
 from .rasterize_kernels import BLOCKS, f32, fast, parallel, piece
 
 # %% auto #0

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.captures import focus
+from ..core.compiled import alone
 from ..core.data import atomic_write
 from ..core.scenes import Camera, look_at
 from ..core.splats import C0, Gaussians, write_splat
 from . import rasterize_kernels as kernels
-from .rasterize import _check_values, _checked, alone, rasterize, rotations
+from .rasterize import _check_values, _checked, rasterize, rotations
 from .rasterize_kernels import TILE
 
 # %% auto #0
