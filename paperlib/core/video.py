@@ -32,7 +32,7 @@ __all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digi
            'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
            'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'unroll',
            'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost', 'require_video',
-           'evaluate', 'Curve']
+           'evaluate', 'Curve', 'adam']
 
 # %% ../../nbs/core/video.ipynb #motion
 def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
@@ -636,3 +636,9 @@ class Curve:
 
     def load_state_dict(self, state: dict) -> None:
         self.errors = dict(state)
+
+# %% ../../nbs/core/video.ipynb #adam
+def adam(model: nn.Module, lr: float, steps: int, warm: float) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LRScheduler | None]:
+    """Return Adam and its schedule: one cycle of ``steps`` steps, in the first share ``warm`` of which the rate rises to ``lr``; with ``warm`` 0 the rate is constant and the schedule None."""
+    optimizer = torch.optim.Adam(model.parameters(), lr)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warm) if warm else None

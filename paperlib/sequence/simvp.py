@@ -20,7 +20,7 @@ from ..core.layers import ConvLSTMCell, Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, Curve, Material, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_video, unroll
+from ..core.video import WORLDS, Curve, Material, adam, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_video, unroll
 
 # %% auto #0
 __all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
@@ -384,16 +384,17 @@ class SimVPPreset(Preset):
     norm: bool = True
     variant: str = "official"  # official, openstl
     translator: str = "cnn"  # cnn, rnn, attention
-    steps: int = 1200
-    batch_size: int = 8
+    steps: int = 1500
+    batch_size: int = 2
     lr: float = 5e-3  # the largest, of one cycle
+    warm: float = 0.3  # share of the steps in which the rate rises; 0 keeps it constant
     early: float = 0.2  # share of the steps after which weights are kept, to be mixed with the last; 0 for no mixing
     long: int = 30  # frames predicted by recursion
     test_clips: int = 300
     elsewhere: bool = True  # the other worlds are scored too
 
 
-SHORT = "elsewhere=False, long=10, N_S=2, size=32, steps=500"
+SHORT = "elsewhere=False, long=10, N_S=2, size=32, steps=800"
 RNN_SET = f"hid_T=48, translator='rnn', {SHORT}"
 RNN = f"mse_sum_frame({RNN_SET})"
 ATTENTION = f"mse_sum_frame(hid_T=112, translator='attention', {SHORT})"
@@ -404,7 +405,7 @@ PAPER = Paper(
     presets={
         "smoke": SimVPPreset(data="digits", size=32, hid_S=8, hid_T=16, N_S=2, N_T=2, frames_in=4, frames_out=4, long=8, steps=60, batch_size=4, test_clips=16,
                              time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
-        "small": SimVPPreset(data="digits", time="about 15 minutes on two CPU cores", memory="2 GB", hardware="CPU or GPU"),
+        "small": SimVPPreset(data="digits", time="about 7 minutes on one CPU core", memory="2 GB", hardware="CPU or GPU"),
         "paper": SimVPPreset(data="moving_mnist", hid_S=64, hid_T=512, N_T=8, steps=1_250_000, batch_size=16, lr=1e-2, test_clips=10_000, elsewhere=False, early=0.0, time="not measured", memory="not measured",
                              hardware="GPU; the fixed test set as mnist_test_seq.npy"),
     },
@@ -481,8 +482,7 @@ def config_of(preset: SimVPPreset, channels: int, side: tuple[int, int]) -> dict
 # %% ../../nbs/sequence/simvp.ipynb #fit-simvp
 def train(model: SimVP, batches: Callable[..., Tensor], preset: SimVPPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "simvp"):
     """Train by the squared error with Adam and one cycle of the rate, as the authors do; return the history of `fit`."""
-    optimizer = torch.optim.Adam(model.parameters(), preset.lr)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, preset.lr, total_steps=preset.steps + 1)
+    optimizer, scheduler = adam(model, preset.lr, preset.steps, preset.warm)
     n, m = preset.frames_in, preset.frames_out
     loss = lambda net, clips: F.mse_loss(net(clips[:, :n], m), clips[:, n:n + m])
     return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=hooks, desc=desc)

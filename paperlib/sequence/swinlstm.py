@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, Curve, evaluate, material, require_video, unroll
+from ..core.video import WORLDS, Curve, adam, evaluate, material, require_video, unroll
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
@@ -305,7 +305,8 @@ class SwinLSTMPreset(Preset):
     mixer: str = "window"  # window, conv
     steps: int = 800
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float = 2e-3  # the largest, of one cycle
+    warm: float = 0.2  # share of the steps in which the rate rises; 0 keeps it constant
     test_clips: int = 300
 
 
@@ -318,7 +319,7 @@ PAPER = Paper(
         "smoke": SwinLSTMPreset(data="digits", size=16, frames_in=4, frames_out=3, patch_size=2, embed_dim=16, depths=(2,), num_heads=(2,), steps=40, batch_size=4, test_clips=16,
                                 time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
         "small": SwinLSTMPreset(data="digits", time="about 15 minutes on two CPU cores", memory="2 GB", hardware="CPU or GPU"),
-        "paper": SwinLSTMPreset(data="moving_mnist", patch_size=2, embed_dim=128, depths=(2, 6), depths_up=(6, 2), num_heads=(4, 8), drop_path=0.1, steps=1_250_000, batch_size=16, lr=1e-4, test_clips=10_000,
+        "paper": SwinLSTMPreset(data="moving_mnist", patch_size=2, embed_dim=128, depths=(2, 6), depths_up=(6, 2), num_heads=(4, 8), drop_path=0.1, steps=1_250_000, batch_size=16, lr=1e-4, warm=0.0, test_clips=10_000,
                                 time="not measured", memory="not measured", hardware="GPU; the fixed test set as mnist_test_seq.npy"),
     },
     claims=(
@@ -358,7 +359,8 @@ def train(model: SwinLSTM, batches: Callable[..., Tensor], preset: SwinLSTMPrese
     """Train by the squared error of all predicted frames, fed with its own output after the frames given; return the history of `fit`."""
     n, m = preset.frames_in, preset.frames_out
     loss = lambda net, clips: F.mse_loss(net(clips[:, :n], m, all_steps=True), clips[:, 1:n + m])
-    return fit(model, batches, loss, torch.optim.Adam(model.parameters(), preset.lr), preset.steps, seed=seed, device=device, hooks=hooks, desc=desc)
+    optimizer, scheduler = adam(model, preset.lr, preset.steps, preset.warm)
+    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=hooks, desc=desc)
 
 
 def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
