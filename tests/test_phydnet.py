@@ -1,5 +1,6 @@
 """PhyDNet against the authors' numbers, moments and derivatives, the equation inside the cell, and input that should be refused."""
 
+import gc
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -24,6 +25,7 @@ from paperlib.sequence.phydnet import (
     kernel_to_moments,
     moment_loss,
     moments_to_kernel,
+    official_name,
     our_name,
 )
 
@@ -186,6 +188,57 @@ def test_all_frames_at_once_are_the_steps_one_by_one(branches, gate):
     assert (step.physical is None) == (branches == "residual") and (step.residual is None) == (branches == "physical")
 
 
+def test_two_physical_branches_are_held_and_left_alone_alike():
+    torch.manual_seed(0)
+    net = PhyDNet(hidden=(32,), width=32, branches="two physical").eval()
+    assert all(isinstance(b.cells[0], PhyCell) for b in (net.physical, net.residual))
+    assert torch.allclose(net.moment_loss(), sum(moment_loss(b.cells[0].derive.weight) for b in (net.physical, net.residual)))
+    net.moment_loss().backward()
+    assert all(b.cells[0].derive.weight.grad.abs().sum() > 0 for b in (net.physical, net.residual))
+    a, b = torch.rand(2, 1, 1, 8, 8)
+    with torch.no_grad():
+        carried = net.step(a).state
+        assert torch.equal(net.step(a, carried, correct=False).image, net.step(b, carried, correct=False).image)  # neither sees its input
+
+
+@torch.no_grad()
+def test_a_long_forecast_holds_only_the_frames_that_it_returns():
+    net, clip, held = PhyDNet(hidden=(32,), width=32).eval(), torch.rand(2, 3, 1, 16, 16), {}
+    step, taken = net.step, iter(range(1, 1000))
+
+    def watched(*args, **options):
+        if (t := next(taken)) in (10, 90):
+            gc.collect()
+            held[t] = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects() if type(x) is torch.Tensor}.values())
+        return step(*args, **options)
+
+    net.step = watched
+    assert net(clip, 100).shape == (2, 100, 1, 16, 16)
+    assert held[90] - held[10] == 80 * clip[:, 0].nbytes
+
+
+@torch.no_grad()
+def test_branches_apart_replaces_by_the_mean_over_clips():
+    torch.manual_seed(0)
+    net, clips = PhyDNet(hidden=(32,), width=32).eval(), torch.rand(4, 4, 1, 8, 8)
+    found = phydnet.branches_apart(net, clips, 3, torch.device("cpu"))
+    p, r, _ = net.latents(clips[:, :3])
+    wanted = [(net.paint(p[i:i + 1, -1], r[:, -1].mean(0, keepdim=True)) - clips[i:i + 1, 3]).square().sum().item() for i in range(4)]
+    assert found["first_physical_mean"] == pytest.approx(sum(wanted) / 4, rel=1e-5)
+    same = phydnet.branches_apart(net, clips[:1].repeat(4, 1, 1, 1, 1), 3, torch.device("cpu"))  # of one clip the mean is the clip
+    assert same["first_physical_mean"] == pytest.approx(same["first_both"], rel=1e-5) and same["first_residual_mean"] == pytest.approx(same["first_both"], rel=1e-5)
+
+
+def test_official_names_come_back(shared):
+    state, _, card = golden(shared, "encoder_rnn")
+    assert {official_name(our_name(k)): v for k, v in state.items()}.keys() == state.keys()
+    back = PhyDNet.from_official(state, card["config"]["phycell"], card["config"]["convcell"]).to_official()
+    assert back.keys() == state.keys() and all(torch.equal(back[k], v) for k, v in state.items())
+    for options in ({"branches": "residual"}, {"gate": "tanh"}, {"norm": False}):
+        with pytest.raises(ValueError, match="no official names"):
+            PhyDNet(hidden=(32,), width=32, **options).to_official()
+
+
 def test_without_correction_the_physical_branch_does_not_see_its_input():
     net = PhyDNet(hidden=(32,), width=32, branches="physical").eval()
     a, b = torch.rand(2, 1, 1, 8, 8)
@@ -222,7 +275,8 @@ def test_files_of_another_network(shared, change, message):
 
 
 @pytest.mark.parametrize(("args", "message"), [({"hidden": (16,)}, r"hidden=\(16,\)"), ({"branches": "one"}, "branches='one'"), ({"width": 40, "hidden": (40,)}, "width=40"), ({"gate": "relu"}, "relu"),
-                                               ({"kernel_size": 4}, "kernel_size=4")])
+                                               ({"kernel_size": 4}, "kernel_size=4"), ({"filters": 50}, "filters=50"), ({"physical_layers": 0}, "physical_layers=0"), ({"hidden": (0, 64)}, r"hidden=\(0, 64\)"),
+                                               ({"channels": 0}, "channels=0")])
 def test_bad_networks_are_refused_by_name(args, message):
     with pytest.raises(ValueError, match=message):
         PhyDNet(**args)
@@ -241,5 +295,10 @@ def test_frames_that_do_not_fit():
     for x, message in ((torch.rand(1, 1, 10, 8), r"\(1, 1, 10, 8\)"), (torch.rand(1, 2, 8, 8), r"\(1, 2, 8, 8\)")):
         with pytest.raises(ValueError, match=message):
             net.step(x)
-    with pytest.raises(ValueError, match="frames_out=0"):
-        net(torch.rand(1, 2, 1, 8, 8), 0)
+    clip = torch.rand(2, 2, 1, 8, 8)
+    for model in (net, PixelPhysics(1)):
+        for x, m, truth, message in (
+                (clip, 0, None, "frames_out=0"), (clip[:, :0], 2, None, r"\(2, 0, 1, 8, 8\)"), (clip[0], 2, None, r"\(2, 1, 8, 8\)"), (clip.repeat(1, 1, 3, 1, 1), 2, None, r"\(2, 2, 3, 8, 8\)"),
+                (clip, 2, clip[:1], r"truth of \(1, 2, 1, 8, 8\)"), (clip, 2, clip[..., :4], r"truth of \(2, 2, 1, 8, 4\)"), (clip, 4, clip, r"expected \(2, 4, 1, 8, 8\)"), (clip, 2, clip[0], r"truth of \(2, 1, 8, 8\)")):
+            with pytest.raises(ValueError, match=message):
+                model(x, m, truth)

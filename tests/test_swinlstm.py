@@ -1,5 +1,6 @@
 """SwinLSTM against the authors' numbers, the cell and its block by brute force, and input that should be refused."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -54,6 +55,36 @@ def test_gradients_of_the_official_code_and_its_dead_weights(shared, case):
         else:
             assert ours[our_name(name)].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9)
     assert set(card["grad"]["no_gradient"]) == set(model.dead)
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_official_names_come_back(shared, case):
+    state, _, card = golden(shared, case)
+    model = SwinLSTM.from_official(state, kind=card["config"]["kind"], **card["config"]["model"])
+    back = model.to_official()
+    assert back.keys() == state.keys() and len(model.dead) > 1
+    for name, value in state.items():
+        assert back[name].shape == value.shape and back[name].dtype == value.dtype
+        assert not back[name].any() if name in model.dead else torch.equal(back[name], value), name
+    for options in ({"mixer": "conv"}, {"patch_size": 4}):
+        with pytest.raises(ValueError, match="patches of 2 alone"):
+            SwinLSTM(**{"img_size": 16, "embed_dim": 8, "depths": (2,), "num_heads": (2,)} | options).to_official()
+
+
+@torch.no_grad()
+def test_a_long_forecast_holds_only_the_frames_that_it_returns():
+    net, clip, held = SwinLSTM(16, 2, 1, 8, (2,), None, (2,)).eval(), torch.rand(2, 3, 1, 16, 16), {}
+    step, taken = net.step, iter(range(1, 1000))
+
+    def watched(*args, **options):
+        if (t := next(taken)) in (10, 90):
+            gc.collect()
+            held[t] = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects() if type(x) is torch.Tensor}.values())
+        return step(*args, **options)
+
+    net.step = watched
+    assert net(clip, 100).shape == (2, 100, 1, 16, 16)
+    assert held[90] - held[10] == 80 * clip[:, 0].nbytes
 
 
 def test_parameters_of_both_kinds():
@@ -145,7 +176,8 @@ def test_files_of_another_network(shared):
 
 
 @pytest.mark.parametrize(("args", "message"), [({"img_size": 30, "patch_size": 4}, "30×30"), ({"mixer": "mlp"}, "mlp"), ({"depths": (2, 2), "num_heads": (2, 2)}, "way up"), ({"num_heads": (2, 2)}, "lists of one length"),
-                                               ({"img_size": 20, "patch_size": 2}, "10×10 does not divide into windows of 4"), ({"num_heads": (5,)}, "no multiple of num_heads=5")])
+                                               ({"img_size": 20, "patch_size": 2}, "10×10 does not divide into windows of 4"), ({"num_heads": (5,)}, "no multiple of num_heads=5"), ({"window_size": 0}, "window_size=0"),
+                                               ({"embed_dim": 0}, "embed_dim=0"), ({"in_chans": 0}, "in_chans=0"), ({"depths": (0,), "mixer": "conv"}, r"depths=\(0,\)"), ({"img_size": 0}, "0×0")])
 def test_bad_networks_are_refused_by_name(args, message):
     with pytest.raises(ValueError, match=message):
         SwinLSTM(**args)
@@ -156,6 +188,13 @@ def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
     monkeypatch.setattr(swinlstm, "train", lambda *a: pytest.fail("training was started"))
     with pytest.raises(ValueError, match=message):
         swinlstm.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+def test_clips_that_do_not_fit():
+    net = SwinLSTM(16, 2, 1, 8, (2,), None, (2,))
+    for x, message in ((torch.rand(1, 0, 1, 16, 16), r"\(1, 0, 1, 16, 16\)"), (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"), (torch.rand(1, 2, 2, 16, 16), r"\(1, 2, 2, 16, 16\)")):
+        with pytest.raises(ValueError, match=message):
+            net(x, 2)
 
 
 def test_the_rival_mixer_has_about_as_many_parameters():
