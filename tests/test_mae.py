@@ -266,6 +266,8 @@ def test_a_perfect_prediction_explains_everything(tiny):
     (lambda m: m(torch.randn(1, 3, 2, 2)), "expected pictures"),
     (lambda m: m(torch.randn(3, 16, 16)), "expected pictures"),
     (lambda m: m(torch.randn(1, 1, 16, 16)), r"expected pictures \(B, 3, 16, 16\)"),
+    (lambda m: m(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), "pictures of floats.*torch.uint8"),
+    (lambda m: m(torch.full((1, 3, 16, 16), torch.nan)), "finite values, got 768 of 768"),
     (lambda m: m(torch.randn(1, 3, 16, 16), 1.0), "mask_ratio=1.0"),
     (lambda m: m(torch.randn(1, 3, 16, 16), -0.1), "mask_ratio=-0.1"),
     (lambda m: m(torch.randn(1, 3, 16, 16), 0.99), "leaves none"),
@@ -291,7 +293,9 @@ def test_bad_input_is_named(tiny, call, message):
 @pytest.mark.parametrize("changes, message", [
     ({"data": "mnist"}, "data='mnist'"), ({"mask": "stripes"}, "mask='stripes'"), ({"mask_ratio": 1.0}, "mask_ratio=1.0"), ({"mask_ratio": 0.95}, "mask_ratio=0.95"),
     ({"patch_size": 3}, "patch_size=3"), ({"embed_dim": 30, "heads": 4}, "embed_dim=30"), ({"steps": 0}, "steps=0"), ({"pool": "max"}, "pool='max'"),
-    ({"warmup": 1.0}, "warmup=1.0"), ({"finetune_steps": 3, "probe_train": 0}, "finetune_steps=3"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
+    ({"warmup": 1.0}, "warmup=1.0"), ({"finetune_steps": 3, "probe_train": 0}, "finetune_steps=3"),
+    ({"finetune_steps": 3, "data": "canvas", "img_size": 32, "in_chans": 3}, "data='canvas' has not"), ({"data": "cifar10", "img_size": 32}, "in_chans=1"), ({"img_size": 32}, "img_size=32"),
+    ({"shift": 8}, "shift=8"), ({"mask": "grid", "mask_ratio": 0.5}, "mask_ratio=0.5"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
 def test_bad_presets_are_refused_before_any_work(changes, message, monkeypatch):
     monkeypatch.setattr(mae, "pictures", lambda preset: pytest.fail("data were read"))
     with pytest.raises(ValueError, match=message):

@@ -284,7 +284,14 @@ class MAE(Encoder):
         mask_ratio : share of the patches that is hidden, 0 to below 1
         noise : (B, L); the patches with the least are seen. None draws it from torch's generator.
         mask : bool (L,), (B, L) or (rows, columns), True where hidden: given instead of ratio and noise
+
+        Raises
+        ------
+        ValueError
+            Pictures of another shape, of integers, or (on a CPU) with a value that is not finite; a share, noise or mask that does not fit.
         """
+        if imgs.device.type == "cpu" and not imgs.isfinite().all():               # asking a GPU would make it wait; there `fit` stops at a loss that is not finite
+            raise ValueError(f"pictures: expected finite values, got {int((~imgs.isfinite()).sum())} of {imgs.numel()} that are not")
         latent, split = self.encode(imgs, mask_ratio, noise, mask)
         pred = self.decode(latent, split.restore)
         return Output(self.loss(imgs, pred, split.mask), pred, split.mask, split.restore, latent)
@@ -579,20 +586,26 @@ DATA = ("digits", "cifar10", "canvas", "imagenet")
 
 def require_sound(preset: MAEPreset) -> None:
     """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names each field."""
-    p, side = preset, preset.img_size // max(1, preset.patch_size)
+    p, side, colours = preset, preset.img_size // max(1, preset.patch_size), 1 if preset.data == "digits" else 3
     rules = {  # field -> whether it can be, what it can be
         "data": (p.data in DATA, f"one of {', '.join(DATA)}"), "mask": (p.mask in MASKS, f"one of {', '.join(MASKS)}"), "pool": (p.pool in ("cls", "mean"), "cls or mean"),
+        "img_size": (p.img_size == {"digits": 8, "cifar10": 32}.get(p.data, p.img_size), f"the side of {p.data}'s pictures, {8 if p.data == 'digits' else 32}"),
         "patch_size": (p.patch_size > 0 and p.img_size >= p.patch_size and p.img_size % p.patch_size == 0, f"a divisor of img_size={p.img_size}"),
         "mask_ratio": (0 <= p.mask_ratio < 1 and int(side**2 * (1 - p.mask_ratio)) > 0, "0 to below 1, with a patch left to see"),
-        **{k: (getattr(p, k) > 0, "above 0") for k in ("in_chans", "steps", "batch_size", "lr", "depth", "heads", "decoder_heads")},
-        **{k: (getattr(p, k) >= 0, "0 or more") for k in ("weight_decay", "clip_norm", "shift", "rounds", "finetune_steps", "decoder_depth", "probe_train", "probe_test")},
+        **{k: (getattr(p, k) > 0, "above 0") for k in ("steps", "batch_size", "lr", "depth", "heads", "decoder_heads")},
+        **{k: (getattr(p, k) >= 0, "0 or more") for k in ("weight_decay", "clip_norm", "rounds", "finetune_steps", "decoder_depth", "probe_train", "probe_test")},
         "embed_dim": (p.embed_dim > 0 and p.embed_dim % 4 == 0 == p.embed_dim % max(1, p.heads), f"a multiple of 4 and of heads={p.heads}"),
         "decoder_embed_dim": (p.decoder_embed_dim > 0 and p.decoder_embed_dim % 4 == 0 == p.decoder_embed_dim % max(1, p.decoder_heads), f"a multiple of 4 and of decoder_heads={p.decoder_heads}"),
+        "in_chans": (p.in_chans == colours, f"{colours}, the colours of {p.data}"), "shift": (0 <= p.shift < p.img_size, f"0 to below img_size={p.img_size}"),
         "warmup": (0 <= p.warmup < 1, "0 to below 1")}
+    if p.mask == "grid":
+        rules["mask_ratio"] = (p.mask_ratio == 0.75 and side % 2 == 0, "0.75, and an even number of patches along a side: mask='grid' keeps one of each 2 x 2")
     if wrong := [f"{k}={getattr(p, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
     if p.finetune_steps and not (p.probe_train and p.probe_test):
         raise ValueError(f"finetune_steps={p.finetune_steps} needs probe_train and probe_test above 0: the labels to tune and to test on")
+    if p.finetune_steps and p.data == "canvas":
+        raise ValueError(f"finetune_steps={p.finetune_steps} needs labels, which data='canvas' has not: expected 0")
 
 
 def draw_mask(preset: MAEPreset, model: MAE) -> Tensor | None:

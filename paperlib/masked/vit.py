@@ -123,6 +123,8 @@ class PatchEmbed(nn.Module):
         """Return the tokens."""
         if x.ndim != 4 or x.shape[1:] != (self.in_chans, *self.img_size):
             raise ValueError(f"expected pictures (B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected pictures of floats, normalised as the network's training pictures were, got {x.dtype}")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 # %% ../../nbs/masked/vit.ipynb #files

@@ -39,8 +39,8 @@ from ..masked.vit import VARIANTS
 __all__ = ['TUNED', 'SHIPPED', 'PROTOCOL', 'TABLE_1', 'PAPER', 'Geometry', 'geometry', 'Scale', 'normalise', 'RepeatLast',
            'paint', 'side_of', 'VisionTS', 'columns_read', 'paint_ahead', 'set_trainable', 'tune', 'usable_period',
            'usable_context', 'choose_period', 'VisionTSForecaster', 'shipped_painter', 'painter_of', 'last_value',
-           'phase_mean', 'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'resolved', 'torch_forecast',
-           'baselines_of', 'rank_correlation', 'smoothing_scores', 'by_group', 'experiment']
+           'phase_mean', 'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'require_sound', 'resolved',
+           'torch_forecast', 'baselines_of', 'rank_correlation', 'smoothing_scores', 'by_group', 'experiment']
 
 # %% ../../nbs/sequence/visionts.ipynb #geometry
 class Geometry(NamedTuple):
@@ -141,8 +141,10 @@ def paint(painter: nn.Module, pictures: Tensor, mask: Tensor) -> Tensor:
 
 # %% ../../nbs/sequence/visionts.ipynb #side-of
 def side_of(painter: nn.Module) -> int:
-    """Return the side of the canvas that a painter paints, in pixels; ValueError if it cannot serve: not square, not of three channels, of normalised patches."""
+    """Return the side of the canvas that a painter paints, in pixels; ValueError if it cannot serve: none, not square, not of three channels, of normalised patches."""
     if not isinstance(painter, MAE):
+        if not all(hasattr(painter, name) for name in ("img_size", "patch_size", "paint")):
+            raise ValueError(f"expected a painter: a MAE, or a module with img_size, patch_size and paint(pictures, mask); got {painter!r:.60}")
         return painter.img_size
     rows, columns = painter.grid
     if rows != columns or painter.in_chans != 3 or painter.norm_pix_loss:
@@ -168,7 +170,8 @@ class VisionTS(nn.Module):
     Raises
     ------
     ValueError
-        A painter that predicts normalised patches, is not square or has not three channels; an unknown interpolation; what `geometry` refuses.
+        No painter, or one that predicts normalised patches, is not square or has not three channels; an unknown interpolation; a period of more steps than
+        the canvas has rows; what `geometry` refuses.
 
     References
     ----------
@@ -183,6 +186,8 @@ class VisionTS(nn.Module):
         if not norm_const > 0:
             raise ValueError(f"norm_const={norm_const}: expected a value above 0")
         self.img_size = side_of(vision_model)
+        if isinstance(periodicity, (int, np.integer)) and periodicity > self.img_size:
+            raise ValueError(f"periodicity={periodicity}: expected at most {self.img_size}, the rows of the canvas; resample the series to a longer interval")
         self.vision_model, self.interpolation, self.norm_const = vision_model, interpolation, norm_const
         self.context_len, self.pred_len, self.periodicity = context_len, pred_len, periodicity
         self.geometry = g = geometry(context_len, pred_len, periodicity, self.img_size, vision_model.patch_size, align_const)
@@ -198,6 +203,8 @@ class VisionTS(nn.Module):
         """Return the canvases (B·C, 3, S, S) of series (B, L, C), 0 right of the context, and the scale taken out."""
         if x.ndim != 3 or x.shape[1] != self.context_len or not x.is_floating_point():
             raise ValueError(f"expected a float series of shape (B, {self.context_len}, C), got {x.dtype} {tuple(x.shape)}")
+        if not x.isfinite().all():
+            raise ValueError(f"expected finite values, got {int((~x.isfinite()).sum())} of {x.numel()} that are not; fill them first, as you see fit")
         g, (scaled, scale) = self.geometry, normalise(x, self.norm_const)
         steps = scaled.transpose(1, 2).flatten(0, 1)[:, None].to(next(self.vision_model.parameters(), scaled).dtype)  # (B·C, 1, L)
         folded = F.pad(steps, (g.pad_left, 0), mode="replicate").unflatten(2, (-1, self.periodicity)).transpose(2, 3)  # I_ij
@@ -312,6 +319,8 @@ def tune(model: VisionTS, parts: Parts, steps: int, batch_size: int = 8, lr: flo
 # %% ../../nbs/sequence/visionts.ipynb #check-series
 def _as_values(series: Series | np.ndarray) -> np.ndarray:
     """Return the values (L, C) float64 of a series to forecast, or raise ValueError that names the channel and row at fault."""
+    if hasattr(series, "iloc"):
+        raise ValueError(f"expected a Series of core.series or an array, got a {type(series).__name__} of pandas: give its numbers, frame[columns].to_numpy(float), and times=frame.index.values")
     values = np.asarray(series.values if isinstance(series, Series) else series)
     if values.dtype == object or values.dtype.kind not in "fiu":
         raise ValueError(f"expected numbers, got an array of {values.dtype}")
@@ -353,6 +362,8 @@ def choose_period(period: int | str, values: np.ndarray, interval: str, side: in
         return usable_period(int(period), len(values), side), {}
     if period not in ("auto", "validate"):
         raise ValueError(f"period={period!r}: expected a number of steps, 'auto' or 'validate'")
+    if horizon is not None and (not isinstance(horizon, (int, np.integer)) or horizon < 1):
+        raise ValueError(f"horizon={horizon!r}: expected a whole number of steps >= 1")
     if not interval:
         raise ValueError(f"period={period!r} needs the interval between steps: give a Series of core.series with times, or times=, or interval=, or a period in steps")
     candidates = [p for p in seasons_of(interval) if p <= side]
@@ -604,21 +615,25 @@ PAPER = Paper(
                 "Monash and the full-shot tables are not run"))
 
 # %% ../../nbs/sequence/visionts.ipynb #settings
-def resolved(preset: VisionTSPreset) -> tuple[int, int, tuple[int, ...]]:
-    """Return context, period and horizons of a preset, from PROTOCOL where it leaves them open; ValueError for a set it does not know."""
-    if preset.data not in PROTOCOL:
-        raise ValueError(f"data={preset.data!r}: expected one of {', '.join(PROTOCOL)}")
-    if preset.tune not in TUNED:
-        raise ValueError(f"tune={preset.tune!r}: expected one of {', '.join(TUNED)}")
-    context, period, horizons = PROTOCOL[preset.data]
+def require_sound(preset: VisionTSPreset) -> None:
+    """Raise ValueError for a preset that could not be run, before anything is; the message names the field. A period of 1 is allowed, with a warning."""
+    words = {"data": PROTOCOL, "tune": TUNED, "interpolation": ("bilinear", "bicubic", "nearest"), "part": ("valid", "test"), "weights": ("shipped", "random", "repeat", *VARIANTS)}
+    for name, known in words.items():
+        if getattr(preset, name) not in known:
+            raise ValueError(f"{name}={getattr(preset, name)!r}: expected one of {', '.join(known)}")
     if preset.tune_steps and (preset.weights == "repeat" or preset.tune == "none"):
         raise ValueError(f"tune_steps={preset.tune_steps}: nothing is tuned with weights={preset.weights!r} and tune={preset.tune!r}")
-    if preset.interpolation not in ("bilinear", "bicubic", "nearest"):
-        raise ValueError(f"interpolation={preset.interpolation!r}: expected bilinear, bicubic or nearest")
-    if preset.part not in ("valid", "test"):
-        raise ValueError(f"part={preset.part!r}: expected valid or test")
     if min(preset.horizons, default=1) < 1:
         raise ValueError(f"horizons={preset.horizons}: expected numbers of steps >= 1")
+    context, period, horizons = resolved(preset)
+    usable_period(period, context, RepeatLast().img_size)
+    for horizon in horizons:
+        geometry(context, horizon, period, align_const=preset.align_const)
+
+
+def resolved(preset: VisionTSPreset) -> tuple[int, int, tuple[int, ...]]:
+    """Return context, period and horizons of a preset, from PROTOCOL where it leaves them open."""
+    context, period, horizons = PROTOCOL[preset.data]
     return preset.context or context, preset.period or period, preset.horizons or horizons
 
 
@@ -666,6 +681,7 @@ def by_group(errors: list[Errors], series: Series) -> dict:
 
 def experiment(preset: VisionTSPreset, seed: int, device: torch.device) -> dict:
     """Score the painter and every baseline on the windows of a part, horizon by horizon."""
+    require_sound(preset)
     context, period, horizons = resolved(preset)
     shapes = {h: geometry(context, h, period, align_const=preset.align_const) for h in horizons}
     painter_of(preset.weights, seed)  # a name or a file that is not there ends it here
