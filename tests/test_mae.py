@@ -347,6 +347,28 @@ def test_a_folder_of_classes(tmp_path):
     assert Crops(held, 16)[0].shape == (3, 16, 16)
 
 
+def test_a_folder_of_classes_is_probed_and_tuned_with_its_labels(tmp_path, monkeypatch):
+    """The preset `paper` in small: two classes of one colour each, told apart by a probe and by a fine-tuned network, read file by file."""
+    from paperlib.core.data import write_image
+
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("val", 6)):
+        for name, low in (("n01", 0), ("n02", 128)):
+            (tmp_path / "imagenet" / split / name).mkdir(parents=True)
+            for i in range(n):
+                write_image(tmp_path / "imagenet" / split / name / f"{i}.png", rng.integers(low, low + 128, (24, 20, 3), dtype=np.uint8))
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(mae, "save_weights", lambda *a: None)
+    preset = replace(PAPER.presets["paper"], img_size=16, patch_size=4, embed_dim=24, depth=1, heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_heads=2, steps=3, batch_size=8,
+                     finetune_steps=12, probe_train=24, probe_test=12)
+    _, labels, test, test_labels = mae.pictures(preset)
+    assert labels.tolist() == [0] * 12 + [1] * 12 and sorted(test_labels.tolist()) == [0] * 6 + [1] * 6 != test_labels.tolist()
+    assert all((test[i].mean() > 0) == bool(test_labels[i]) for i in range(12))
+    result = experiment(preset, 0, torch.device("cpu"))
+    assert result["imagenet_probe"] == result["probe"] > 0.9 and result["imagenet_finetuned"] == result["finetuned"]
+    assert {c.id: c.ours for c in PAPER.claims if c.id.startswith("imagenet")} == {"imagenet-finetuned": "imagenet_finetuned", "imagenet-probe": "imagenet_probe"}
+
+
 def test_training_restores_better_than_the_mean_colour():
     run = paperlib.reproduce("mae", steps=120, device="cpu", probe_train=300, probe_test=100)
     assert run.metrics["explained"] > 0.1 > run.samples["explained_during"]["000000"]

@@ -10,7 +10,7 @@ import torch
 from sklearn.base import clone
 
 from paperlib.core.data import dataset
-from paperlib.core.series import Series, interval_of, read_series, score_windows, seasons_of, standardised, window_starts
+from paperlib.core.series import Errors, Series, interval_of, read_series, score_windows, seasons_of, standardised, window_starts
 from paperlib.masked.mae import MAE
 from paperlib.sequence import visionts
 from paperlib.sequence.visionts import PAPER, RepeatLast, VisionTS, VisionTSForecaster, geometry, phase_mean, set_trainable, torch_forecast
@@ -246,6 +246,17 @@ def test_presets_are_refused_before_any_work(overrides, message, monkeypatch):
 def test_a_preset_with_a_period_of_one_warns():
     with pytest.warns(UserWarning, match="period=1"):
         visionts.require_sound(PAPER.preset("smoke", {"period": 1}))
+
+
+def test_the_strength_of_the_season_is_told_month_by_month():
+    times = np.datetime64("2020-01-01T00:00:00") + np.arange(24 * 60) * np.timedelta64(1, "h")
+    clock = np.sin(np.arange(24 * 60) * np.pi / 12)
+    values = np.where(np.arange(24 * 60) < 24 * 31, clock, np.random.default_rng(0).normal(size=24 * 60))[:, None]      # a clock in January, noise in February
+    errors = Errors(np.array([100, 1000]), np.ones((2, 1)), np.ones((2, 1)))
+    found = visionts.by_group([errors], Series("x", values, ("a",), times), 24)
+    assert found["mse_month"] == {"2020-01": 1.0, "2020-02": 1.0}
+    assert found["strength_month"]["2020-01"] > 0.99 and found["strength_month"]["2020-02"] < 0.2
+    assert "strength_month" not in visionts.by_group([errors], Series("x", values, ("a",), times), 720)
 
 
 def test_official_weights_that_are_not_there_say_where_they_may_be_had(tmp_path, monkeypatch):
