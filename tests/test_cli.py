@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import paperlib
+from paperlib import cli
 from paperlib.core import notebooks as nb_tools
 from paperlib.core import paper as registry
 from tests.conftest import ROOT
@@ -65,6 +66,34 @@ def test_import_is_light_and_fast():
 ])
 def test_wrong_call_is_one_line(words, parts):
     one_line(call(*words), 2, *parts)
+
+
+UNSOUND = {  # paper -> an override that its `require_sound` (or its preset) refuses, and no rule of types does
+    "perspective": "booster=trees", "diffusiondepth": "truth=foo", "swinir": "loss=l3", "bayesr": "mode=loud", "mae": "mask=stripes", "simvp": "data=foo", "swinlstm": "data=foo",
+    "phydnet": "data=foo", "visionts": "data=foo", "nerf": "lr=0", "gaussian_splatting": "start=middle",
+}
+
+
+@pytest.mark.parametrize("slug", [p.slug for p in paperlib.papers()])
+def test_a_value_that_cannot_work_is_refused_before_a_kernel_starts(slug, monkeypatch, capsys, tmp_path):
+    record = registry.paper(slug)
+    if slug not in UNSOUND:
+        assert not hasattr(record.module, "require_sound")
+        pytest.skip("its experiment has no check of its own")
+    key, _, value = UNSOUND[slug].partition("=")
+    began = lambda *a, **k: pytest.fail("work was begun")
+    monkeypatch.setattr(nb_tools, "_execute", began)
+    monkeypatch.setattr(registry, "perform", began)
+    monkeypatch.setattr(cli.signal, "signal", lambda *a: None)
+    monkeypatch.setattr(sys, "argv", ["paperlib", "run", slug, "-o", UNSOUND[slug], "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr()
+    assert left.value.code == 2 and not said.out and len(said.err.strip().splitlines()) == 1, said.err
+    assert said.err.startswith("paperlib: ") and f"{key}={value}" in said.err.replace("'", "").replace("=0.0", "=0")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"{key}="):
+        paperlib.reproduce(slug, **{key: value})
 
 
 def test_usage_errors_exit_2():

@@ -91,6 +91,15 @@ def test_golden_schedule(shared):
     check(schedule.velocity(given["x0"], given["noise"], given["timesteps"]), "velocity")
 
 
+def test_a_path_or_a_count_that_is_not_whole_is_named():
+    for source in (Denoiser, DepthCodec, DepthHead, ResBackbone):
+        with pytest.raises(TypeError, match="expected a state dict.*'weights.pth'"):
+            source.from_official("weights.pth")
+    with pytest.raises(ValueError, match="whole number.*15.5"):
+        DDIMSchedule().timesteps(15.5)
+
+
+
 def test_golden_losses_and_scores(shared):
     _, _, given, check = golden(shared, "losses_metrics")
     found = D.release_losses(given["pred"], given["gt"])

@@ -266,6 +266,8 @@ def test_a_perfect_prediction_explains_everything(tiny):
     (lambda m: m(torch.randn(1, 3, 2, 2)), "expected pictures"),
     (lambda m: m(torch.randn(3, 16, 16)), "expected pictures"),
     (lambda m: m(torch.randn(1, 1, 16, 16)), r"expected pictures \(B, 3, 16, 16\)"),
+    (lambda m: m(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), "pictures of floats.*torch.uint8"),
+    (lambda m: m(torch.full((1, 3, 16, 16), torch.nan)), "finite values, got 768 of 768"),
     (lambda m: m(torch.randn(1, 3, 16, 16), 1.0), "mask_ratio=1.0"),
     (lambda m: m(torch.randn(1, 3, 16, 16), -0.1), "mask_ratio=-0.1"),
     (lambda m: m(torch.randn(1, 3, 16, 16), 0.99), "leaves none"),
@@ -291,7 +293,9 @@ def test_bad_input_is_named(tiny, call, message):
 @pytest.mark.parametrize("changes, message", [
     ({"data": "mnist"}, "data='mnist'"), ({"mask": "stripes"}, "mask='stripes'"), ({"mask_ratio": 1.0}, "mask_ratio=1.0"), ({"mask_ratio": 0.95}, "mask_ratio=0.95"),
     ({"patch_size": 3}, "patch_size=3"), ({"embed_dim": 30, "heads": 4}, "embed_dim=30"), ({"steps": 0}, "steps=0"), ({"pool": "max"}, "pool='max'"),
-    ({"warmup": 1.0}, "warmup=1.0"), ({"finetune_steps": 3, "probe_train": 0}, "finetune_steps=3"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
+    ({"warmup": 1.0}, "warmup=1.0"), ({"finetune_steps": 3, "probe_train": 0}, "finetune_steps=3"),
+    ({"finetune_steps": 3, "data": "canvas", "img_size": 32, "in_chans": 3}, "data='canvas' has not"), ({"data": "cifar10", "img_size": 32}, "in_chans=1"), ({"img_size": 32}, "img_size=32"),
+    ({"shift": 8}, "shift=8"), ({"mask": "grid", "mask_ratio": 0.5}, "mask_ratio=0.5"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
 def test_bad_presets_are_refused_before_any_work(changes, message, monkeypatch):
     monkeypatch.setattr(mae, "pictures", lambda preset: pytest.fail("data were read"))
     with pytest.raises(ValueError, match=message):
@@ -341,6 +345,28 @@ def test_a_folder_of_classes(tmp_path):
     held = dataset("imagenet", path=tmp_path, split="val")
     assert len(held) == 2 and held.classes == ("n01", "n02") and held[1][1] == 1
     assert Crops(held, 16)[0].shape == (3, 16, 16)
+
+
+def test_a_folder_of_classes_is_probed_and_tuned_with_its_labels(tmp_path, monkeypatch):
+    """The preset `paper` in small: two classes of one colour each, told apart by a probe and by a fine-tuned network, read file by file."""
+    from paperlib.core.data import write_image
+
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("val", 6)):
+        for name, low in (("n01", 0), ("n02", 128)):
+            (tmp_path / "imagenet" / split / name).mkdir(parents=True)
+            for i in range(n):
+                write_image(tmp_path / "imagenet" / split / name / f"{i}.png", rng.integers(low, low + 128, (24, 20, 3), dtype=np.uint8))
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(mae, "save_weights", lambda *a: None)
+    preset = replace(PAPER.presets["paper"], img_size=16, patch_size=4, embed_dim=24, depth=1, heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_heads=2, steps=3, batch_size=8,
+                     finetune_steps=12, probe_train=24, probe_test=12)
+    _, labels, test, test_labels = mae.pictures(preset)
+    assert labels.tolist() == [0] * 12 + [1] * 12 and sorted(test_labels.tolist()) == [0] * 6 + [1] * 6 != test_labels.tolist()
+    assert all((test[i].mean() > 0) == bool(test_labels[i]) for i in range(12))
+    result = experiment(preset, 0, torch.device("cpu"))
+    assert result["imagenet_probe"] == result["probe"] > 0.9 and result["imagenet_finetuned"] == result["finetuned"]
+    assert {c.id: c.ours for c in PAPER.claims if c.id.startswith("imagenet")} == {"imagenet-finetuned": "imagenet_finetuned", "imagenet-probe": "imagenet_probe"}
 
 
 def test_training_restores_better_than_the_mean_colour():

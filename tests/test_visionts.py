@@ -4,12 +4,13 @@ import json
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
 
 from paperlib.core.data import dataset
-from paperlib.core.series import Series, interval_of, read_series, score_windows, seasons_of, standardised, window_starts
+from paperlib.core.series import Errors, Series, interval_of, read_series, score_windows, seasons_of, standardised, window_starts
 from paperlib.masked.mae import MAE
 from paperlib.sequence import visionts
 from paperlib.sequence.visionts import PAPER, RepeatLast, VisionTS, VisionTSForecaster, geometry, phase_mean, set_trainable, torch_forecast
@@ -87,13 +88,15 @@ def test_what_does_not_fit_is_refused():
                                ((96, 24, 24, 30, 8), "img_size=30"), ((96, 24, 24, 32, 8, 0.0), "align_const=0.0")]:
         with pytest.raises(ValueError, match=message):
             geometry(*arguments)
-    for painter, message in [(MAE(**TINY | {"in_chans": 1}), "1 channel"), (MAE(**TINY, norm_pix_loss=True), "norm_pix_loss=True")]:
+    for painter, message in [("vit", "expected a painter.*'vit'"), (MAE(**TINY | {"in_chans": 1}), "1 channel"), (MAE(**TINY, norm_pix_loss=True), "norm_pix_loss=True")]:
         with pytest.raises(ValueError, match=message):
             VisionTS(painter, 96, 24, 24)
     model = VisionTS(RepeatLast(32, 8), 96, 24, 24)
     for x in (torch.zeros(1, 95, 1), torch.zeros(96, 1), torch.zeros(1, 96, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match="expected a float series"):
             model(x)
+    with pytest.raises(ValueError, match="finite values, got 1 of 96"):
+        model(torch.where(torch.arange(96.0) == 3, torch.nan, 0.0)[None, :, None])
     for options, message in [({"interpolation": "area"}, "interpolation='area'"), ({"norm_const": 0.0}, "norm_const=0.0")]:
         with pytest.raises(ValueError, match=message):
             VisionTS(RepeatLast(32, 8), 96, 24, 24, **options)
@@ -118,6 +121,8 @@ HOURS = np.datetime64("2020-01-01T00:00:00") + np.arange(240) * np.timedelta64(1
     (np.arange(240.0), {"batch_size": 0}, {}, "batch_size=0"), (np.arange(240.0), {"context_len": 96.0}, {}, "context_len=96.0"),
     (np.arange(239.0), {"period": "auto"}, {"times": np.delete(HOURS, 100), "interval": "h"}, "row 100"),
     (np.array(["a", "b"]), {}, {}, "expected numbers"),
+    (pd.DataFrame({"a": np.arange(240.0)}), {}, {}, "a DataFrame of pandas"),
+    (np.arange(240.0), {"period": "validate"}, {"interval": "h", "horizon": 0}, "horizon=0"),
     (np.zeros((2, 3, 4)), {}, {}, "shape"),
 ])
 def test_bad_series_are_refused_by_name(values, options, fit, message):
@@ -155,7 +160,7 @@ def test_a_forecaster_is_an_estimator():
 def test_painting_no_more_than_is_read_changes_nothing(interpolation):
     torch.manual_seed(0)
     painter = MAE(**TINY).double().eval()
-    for period in (1, 5, 24, 32, 35):
+    for period in (1, 5, 24, 31, 32):
         for periods in (4, 7, 11, 21):
             for align in (0.1, 0.4, 0.9):
                 context, horizon = periods * period + period // 2, max(1, period // 2)
@@ -203,12 +208,15 @@ def test_a_series_with_a_hole_or_a_standing_channel_is_not_standardised():
 
 
 def test_other_canvases_and_periods_beyond_them():
-    """A low-level VisionTS takes any period, as the released code does; the painter may be small, the picture is then coarse."""
+    """The painter may be small, the picture is then coarse; a period of more steps than there are rows would lose some, and is refused."""
     torch.manual_seed(0)
     painter = MAE(**TINY).eval()
-    for period in (1, 5, 40):
+    for period in (1, 5, 32):
         with torch.no_grad():
             assert VisionTS(painter, 4 * period + 3, 2, period)(torch.randn(2, 4 * period + 3, 3)).shape == (2, 2, 3)
+    for other, period in ((painter, 33), (RepeatLast(), 300)):
+        with pytest.raises(ValueError, match=f"periodicity={period}: expected at most"):
+            VisionTS(other, 2 * period, 12, period)
 
 
 def test_intervals_are_told_apart():
@@ -216,20 +224,39 @@ def test_intervals_are_told_apart():
     assert interval_of(day + np.arange(3) * np.timedelta64(90, "m")) == "90min"
     assert interval_of(np.array(["2020-01-31", "2020-02-29", "2020-03-31"], "datetime64[s]")) == "M"
     assert interval_of(np.array(["2020-03-31", "2020-06-30", "2020-09-30"], "datetime64[s]")) == "3M"
-    months = np.delete(np.datetime64("2020-01") + np.arange(12), 6).astype("datetime64[D]")
-    for times, message in [(HOURS[:1], "needs two"), (HOURS[::-1], "must rise"), (HOURS[[0, 1, 1, 2]], "row 2"), (np.arange(5), "expected times"), (months, "row 6 is 2020-08-01"), (np.array(["2020-01-01", "NaT"], "datetime64[s]"), "row 1 has no time")]:
+    whole = (np.datetime64("2020-01") + np.arange(12)).astype("datetime64[D]")
+    months = np.delete(whole, 6)
+    for times, message in [(HOURS[:1], "needs two"), (HOURS[::-1], "must rise"), (HOURS[[0, 1, 1, 2]], "row 2"), (np.arange(5), "expected times"), (months, "row 6 is 2020-08-01"),
+                           (np.where(np.arange(12) == 5, whole + 3, whole), "row 5 is 2020-06-04"), (np.array(["2020-01-01", "NaT"], "datetime64[s]"), "row 1 has no time")]:
         with pytest.raises(ValueError, match=message):
             interval_of(times)
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"data": "t91"}, "data='t91'"), ({"weights": "vit_tiny"}, "weights='vit_tiny'"), ({"tune": "head"}, "tune='head'"), ({"horizons": (24, 0)}, "horizons"),
+    ({"period": 225}, "period=225"), ({"period": 300}, "period=300"), ({"period": 480, "horizons": (24,)}, "period=480"), ({"context": 6}, "6 rows are shorter than one period of 12"),
     ({"stride": 0}, "stride=0"), ({"context": -1}, "context=-1"), ({"align_const": 1.5}, "align_const=1.5"),
     ({"interpolation": "area"}, "interpolation='area'"), ({"tune_steps": 3, "weights": "repeat"}, "nothing is tuned")])
 def test_presets_are_refused_before_any_work(overrides, message, monkeypatch):
     monkeypatch.setattr(visionts, "standardised", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=message):
         visionts.experiment(PAPER.preset("smoke", overrides), 0, torch.device("cpu"))
+
+
+def test_a_preset_with_a_period_of_one_warns():
+    with pytest.warns(UserWarning, match="period=1"):
+        visionts.require_sound(PAPER.preset("smoke", {"period": 1}))
+
+
+def test_the_strength_of_the_season_is_told_month_by_month():
+    times = np.datetime64("2020-01-01T00:00:00") + np.arange(24 * 60) * np.timedelta64(1, "h")
+    clock = np.sin(np.arange(24 * 60) * np.pi / 12)
+    values = np.where(np.arange(24 * 60) < 24 * 31, clock, np.random.default_rng(0).normal(size=24 * 60))[:, None]      # a clock in January, noise in February
+    errors = Errors(np.array([100, 1000]), np.ones((2, 1)), np.ones((2, 1)))
+    found = visionts.by_group([errors], Series("x", values, ("a",), times), 24)
+    assert found["mse_month"] == {"2020-01": 1.0, "2020-02": 1.0}
+    assert found["strength_month"]["2020-01"] > 0.99 and found["strength_month"]["2020-02"] < 0.2
+    assert "strength_month" not in visionts.by_group([errors], Series("x", values, ("a",), times), 720)
 
 
 def test_official_weights_that_are_not_there_say_where_they_may_be_had(tmp_path, monkeypatch):

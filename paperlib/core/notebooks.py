@@ -293,14 +293,14 @@ def run_notebook(record: Paper, preset: str = "smoke", seed: int = 0, device: st
     Raises
     ------
     ValueError
-        A wrong preset, override, seed or device: before any kernel starts.
+        A wrong preset, override, seed or device, or values that the paper's ``require_sound`` refuses: before any kernel starts.
     RunFailed
         A cell raised.
     OSError
         The folder cannot be written.
     """
-    record.preset(preset, overrides)
     source = notebook_of(record)
+    record.sound(preset, overrides)
     out = Path(out) if out is not None else checkout() / "out"
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in (overrides or {}).items()}
     name = run_name(preset, device, seed, plain)

@@ -255,6 +255,12 @@ class Paper:
             raise unknown(f"preset of {self.slug}", name, self.presets)
         return override(self.presets[name], overrides or {})
 
+    def sound(self, name: str, overrides: dict | None = None) -> Preset:
+        """Return a preset as `preset` does, after the ``require_sound`` of the paper's module, if it has one, has found that it can be run (imports the module)."""
+        values = self.preset(name, overrides)
+        getattr(self.module, "require_sound", lambda preset: None)(values)
+        return values
+
 # %% ../../nbs/core/paper.ipynb #registry
 def package_dir() -> Path:
     """Return the folder of the installed package; a notebook, which has no ``__file__``, asks the import system."""
@@ -754,10 +760,10 @@ def reproduce(slug: str, preset: str = "smoke", seed: int = 0, device: str = "au
     Raises
     ------
     ValueError
-        An unknown paper, preset, override or device, or a value of the wrong type.
+        An unknown paper, preset, override or device, a value of the wrong type, or one that the paper's ``require_sound`` refuses.
     """
     record = paper(slug)
-    record.preset(preset, overrides)  # the wrong call fails before torch is imported
+    record.sound(preset, overrides)  # names and types before torch is imported, the rest before anything is run
     return perform(record, record.module.experiment, preset, seed, device, overrides)
 
 

@@ -58,7 +58,12 @@ def interval_of(times: np.ndarray) -> str:
     kinds = [np.unique(x, return_counts=True) for x in (steps, months)]
     shares = [counts.max() for _, counts in kinds]
     monthly = months[0] > 0 and shares[1] > shares[0]                                          # more alike by the calendar than by the clock
-    row = int(((months if monthly else steps) != kinds[int(monthly)][0][kinds[int(monthly)][1].argmax()]).argmax()) + 1
+    odd = (months if monthly else steps) != kinds[int(monthly)][0][kinds[int(monthly)][1].argmax()]
+    if monthly and not odd.any():                                                              # one row a month: it is the day that is out of step
+        days, counts = np.unique(of_month, return_counts=True)
+        at = int((~ends if ends.sum() > counts.max() else of_month != days[counts.argmax()]).argmax())
+        raise ValueError(f"times are irregular: row {at} is {times[at]}, on another day of the month than most; resample the series to one interval first")
+    row = int(odd.argmax()) + 1
     raise ValueError(f"times are irregular: row {row} is {times[row]}, after {times[row - 1]}; resample the series to one interval first")
 
 # %% ../../nbs/core/series.ipynb #seasons

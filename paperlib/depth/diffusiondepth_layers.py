@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 
 # %% auto #0
-__all__ = ['LAST', 'DDIMSchedule', 'load_official', 'finish', 'Denoiser', 'ConditionedBlock', 'DepthCodec', 'to_depth',
-           'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck', 'DepthHead']
+__all__ = ['LAST', 'DDIMSchedule', 'require_state', 'load_official', 'finish', 'Denoiser', 'ConditionedBlock', 'DepthCodec',
+           'to_depth', 'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck', 'DepthHead']
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #schedule
 class DDIMSchedule:
@@ -45,8 +45,8 @@ class DDIMSchedule:
 
     def timesteps(self, n: int) -> Tensor:
         """Return the n visited steps, (n,) int64, the noisiest first; ValueError unless 1 <= n <= T."""
-        if not 1 <= n <= self.num_train_timesteps:
-            raise ValueError(f"timesteps: expected 1 to {self.num_train_timesteps} steps, got {n}")
+        if not isinstance(n, int) or not 1 <= n <= self.num_train_timesteps:
+            raise ValueError(f"timesteps: expected a whole number of 1 to {self.num_train_timesteps} steps, got {n!r}")
         return torch.arange(n).flip(0) * (self.num_train_timesteps // n)
 
     def alpha_bar(self, t: Tensor | int, like: Tensor) -> Tensor:
@@ -98,6 +98,13 @@ class DDIMSchedule:
         return out + sigma * noise if eta else out
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #load-official
+def require_state(state: object, what: str) -> None:
+    """Raise TypeError for what is no mapping of names to tensors, a path above all."""
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        got = "other values among them" if isinstance(state, Mapping) else f"got {type(state).__name__} {state!r:.60}"
+        raise TypeError(f"{what}: expected a state dict, names to tensors, {got}; read a file with torch.load(path, weights_only=True) first")
+
+
 def load_official(model: nn.Module, state: Mapping[str, Tensor], dead: Sequence[str] = ()) -> nn.Module:
     """Load official keys strictly, but for prefixes that the official code never uses; return the model in eval mode.
 
@@ -106,6 +113,7 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor], dead: Sequence[
     ValueError
         Keys that are missing or unexpected, or a tensor of another shape: named.
     """
+    require_state(state, type(model).__name__)
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(tuple(dead))}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -225,6 +233,7 @@ class Denoiser(nn.Module):
         ValueError
             Missing or unexpected keys, or other shapes.
         """
+        require_state(state, "Denoiser")
         if "pred.0.weight" not in state or "noise_embedding.0.weight" not in state:
             raise ValueError("Denoiser: the state has no pred.0.weight or noise_embedding.0.weight: not this network's keys")
         (hidden, found), noise = state["pred.0.weight"].shape[:2], state["noise_embedding.0.weight"].shape[1]
@@ -350,6 +359,7 @@ class DepthCodec(nn.Module):
         ValueError
             Missing or unexpected keys, or other shapes.
         """
+        require_state(state, "DepthCodec")
         config = config | dict(config.get("depth_transform_cfg", {}))
         first = state.get("conv_inv_transform.0.weight")
         return load_official(cls(config.get("hidden", 16 if first is None else len(first)), config.get("eps", 1e-6)), state)
@@ -590,6 +600,7 @@ class DepthHead(nn.Module):
         ValueError
             Missing or unexpected keys, or other shapes.
         """
+        require_state(state, "DepthHead")
         names = {"depth_transform.": "codec.", "model.": "denoiser.", "conv_lateral.": "neck.conv_lateral.", "conv_up.": "neck.conv_up."}
         own = {next((new + k[len(old):] for old, new in names.items() if k.startswith(old)), k): v for k, v in state.items()}
         laterals = [own[k] for k in sorted(k for k in own if k.startswith("neck.conv_lateral.") and k.endswith(".0.weight"))]

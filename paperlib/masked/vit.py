@@ -123,6 +123,10 @@ class PatchEmbed(nn.Module):
         """Return the tokens."""
         if x.ndim != 4 or x.shape[1:] != (self.in_chans, *self.img_size):
             raise ValueError(f"expected pictures (B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected pictures of floats, normalised as the network's training pictures were, got {x.dtype}")
+        if x.device.type == "cpu" and not x.isfinite().all():                     # asking a GPU would make it wait; there `fit` stops at a loss that is not finite
+            raise ValueError(f"pictures: expected finite values, got {int((~x.isfinite()).sum())} of {x.numel()} that are not")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 # %% ../../nbs/masked/vit.ipynb #files
