@@ -362,14 +362,22 @@ def test_weights_that_a_run_keeps_make_its_network_again(slug, change, tmp_path,
     module = paperlib.paper(slug).module
     preset = replace(module.PAPER.presets["smoke"], **SMALLEST[slug], **change)
     result = module.experiment(preset, 0, torch.device("cpu"))
-    (file,) = (tmp_path / "weights").glob("*.safetensors")
-    state, card = load_weights(file)
+    files = {f.stem: f for f in (tmp_path / "weights").glob("*.safetensors")}
+    name = f"{preset.data}_{preset.size}"
+    assert set(files) == ({name, f"{name}_early"} if getattr(preset, "early", 0) else {name})
+    state, card = load_weights(files[name])
     model = getattr(module, card["model"])(**card["config"])
     model.load_state_dict(state)
     n, m = preset.frames_in, preset.frames_out
     given = material(preset.data, preset.size, n + m, n + max(m, getattr(preset, "long", 0)), 2, 4, 0)
     forecast = predict(model.eval(), given.test, n, m, "cpu")
     assert mse_sum_frame(forecast, given.test[:, n:n + m]).mean().item() == pytest.approx(np.mean(list(result["mse_sum_frame"].values())), rel=1e-5)
+    if early := files.get(f"{name}_early"):
+        state, card = load_weights(early)
+        model.load_state_dict(state)
+        error = mse_sum_frame(predict(model, given.test, n, m, "cpu"), given.test[:, n:n + m])
+        assert card["steps"] == max(1, round(preset.early * preset.steps)) < preset.steps and error.mean().item() == pytest.approx(result["mse_mix"]["EEE"], rel=1e-5)
+        assert error[:, -1].mean().item() == pytest.approx(result["mse_mix_last"]["EEE"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("frames_in", "frames_out", "long"), [(4, 2, 3), (4, 6, 6), (4, 4, 0), (4, 1, 4), (3, 2, 9)])
