@@ -1,12 +1,15 @@
 """SimVP against the authors' numbers, its variants and translators, any number of frames, and input that should be refused."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from paperlib.core.video import SETS, cost
 from paperlib.sequence import simvp
@@ -63,7 +66,35 @@ def test_an_inception_written_out():
     wanted = sum(F.leaky_relu(F.group_norm(F.conv2d(z, b["conv"].weight, b["conv"].bias, padding=k // 2, groups=8), 8, b["norm"].weight, b["norm"].bias), 0.2)
                  for k, b in zip((3, 5, 7, 11), net.branches))
     assert torch.allclose(net(x), wanted, atol=1e-12) and torch.allclose(net(x[:, :2], x[:, 2:]), wanted, atol=1e-12)
-    assert Inception(6, 6, 16).branches[0]["conv"].groups == 1  # groups that do not divide the hidden channels
+
+
+def test_groups_that_do_not_divide_the_hidden_channels_give_one_group_of_convolution_and_of_norm():
+    torch.manual_seed(0)
+    net, x = Inception(6, 12, 15).double(), torch.randn(2, 6, 9, 7, dtype=torch.float64)  # 15 channels: into 8 groups they would not go either
+    z = net.reduce(x)
+    wanted = sum(F.leaky_relu(F.group_norm(F.conv2d(z, b["conv"].weight, b["conv"].bias, padding=k // 2), 1, b["norm"].weight, b["norm"].bias), 0.2) for k, b in zip((3, 5, 7, 11), net.branches))
+    assert torch.allclose(net(x), wanted, atol=1e-12)
+    with pytest.raises(ValueError, match="15 channels do not divide into 8 groups"):
+        Inception(6, 16, 15)
+
+
+def test_the_openstl_variant_differs_from_the_authors_in_its_blocks_alone():
+    torch.manual_seed(0)
+    ours = SimVP((2, 1, 16, 16), 32, 64, 2, 2, skip="add", variant="openstl")
+    for part, layers in (("encoder", ours.encoder.layers), ("decoder", ours.decoder.layers)):
+        for layer in layers:
+            conv = layer.conv[0] if isinstance(layer.conv, torch.nn.Sequential) else layer.conv
+            assert isinstance(layer.activation, torch.nn.SiLU) and not conv.bias.any()
+            assert conv.weight.numel() < 1000 or conv.weight.std().item() == pytest.approx(0.02, rel=0.1), part
+    # default initial weights: even over plus and minus one over the root of the fan-in, so of that times a third's root in deviation; biases alike
+    for conv in (ours.decoder.readout, ours.translator.encoder[0].reduce, ours.translator.decoder[1].branches[3]["conv"]):
+        limit = conv.weight[0].numel() ** -0.5
+        assert 0.8 * limit < conv.weight.abs().max() <= limit and conv.bias.any()
+    inception, x = ours.translator.encoder[1].double(), torch.randn(1, 64, 5, 5, dtype=torch.float64)
+    z = F.conv2d(x, inception.reduce.weight, inception.reduce.bias)
+    wanted = sum(F.leaky_relu(F.group_norm(F.conv2d(z, b["conv"].weight, b["conv"].bias, padding=k // 2, groups=8), 8, b["norm"].weight, b["norm"].bias), 0.2)
+                 for k, b in zip((3, 5, 7, 11), inception.branches))
+    assert torch.allclose(inception(x), wanted, atol=1e-12)
 
 
 def test_blocks_and_their_sizes():
@@ -101,12 +132,34 @@ def test_the_recurrent_translator_reads_and_then_runs_on():
     assert torch.allclose(short(z), long(z)[:, :3]) and long(z).shape[1] == 6
 
 
-def test_any_number_of_frames_without_memory_of_them():
-    model = SimVP((4, 1, 16, 16), 8, 16, 2, 2).eval()
-    x = torch.rand(1, 4, 1, 16, 16)
+class Alive(TorchDispatchMode):
+    """Follows which tensors live, operation by operation; ``peak`` is the most bytes at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.peak = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.made = [r for r in self.made if r() is not None] + [weakref.ref(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.peak = max(self.peak, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for r in self.made if (t := r()) is not None}.values()))
+        return out
+
+
+@pytest.mark.parametrize("translator", ["cnn", "rnn"])
+def test_a_hundred_frames_need_no_more_memory_than_their_own(translator):
+    """Latents and skips of a block are eight times its frames: a recursion that kept them would need 800 frames' memory more, or one more frame's state 99 times."""
+    model = SimVP((4, 1, 16, 16), 8, 16, 2, 2, translator=translator).eval()
+    x, frame, peaks = torch.rand(1, 4, 1, 16, 16), 16 * 16 * 4, {}
     with torch.no_grad():
         long = model(x, 100)
         assert long.shape[1] == 100 and torch.allclose(long[:, 4:8], model(long[:, :4]), atol=1e-5)
+        for n in (4, 100):
+            with Alive() as found:
+                model(x, n)
+            peaks[n] = found.peak
+    assert peaks[4] > 8 * 4 * frame  # latents are seen
+    assert peaks[100] <= peaks[4] + 2 * 100 * frame  # the frames, and once more while they are put together
 
 
 def test_early_and_late_parts_are_mixed():
@@ -121,7 +174,9 @@ def test_early_and_late_parts_are_mixed():
 @pytest.mark.parametrize(("change", "message"), [
     (lambda s, c: s.pop("dec.readout.bias"), "lacks 'decoder.readout.bias'"), (lambda s, c: s.update(head=torch.zeros(1)), "has 'head'"), (lambda s, c: c.update(hid_T=64), "check shape_in, hid_S, hid_T"),
     (lambda s, c: c.update(N_T=3), r"lacks 'translator\.decoder\.2"), (lambda s, c: c.update(variant="openstl"), "authors variant"),
-    (lambda s, c: s.update({"dec.dec.0.conv.conv.0.weight": torch.zeros(1)}), "OpenSTL variant")])
+    (lambda s, c: s.update({"dec.dec.0.conv.conv.0.weight": torch.zeros(1)}), "OpenSTL variant"), (lambda s, c: s.clear(), "no official name among 0:"),
+    (lambda s, c: (s.clear(), c.update(variant="openstl")), "no official name among 0:"), (lambda s, c: c.update(incep_ker=3), "kernels=3"),
+    (lambda s, c: [s.update({f"module.{k}": s.pop(k)}) for k in list(s)], r"no official name among 90, the first is 'module\.")])
 def test_files_of_another_network(shared, change, message):
     state, _, card = golden(shared)
     config = dict(card["config"]["model"])
@@ -132,10 +187,18 @@ def test_files_of_another_network(shared, change, message):
 
 @pytest.mark.parametrize(("args", "message"), [
     ({"skip": "sum"}, "skip='sum'"), ({"translator": "gru"}, "gru"), ({"variant": "mine"}, "mine"), ({"hid_S": 0}, "hid_S=0"), ({"kernels": (4,)}, r"kernels=\(4,\)"), ({"kernels": ()}, r"kernels=\(\)"),
+    ({"kernels": 3}, "kernels=3"), ({"kernels": (3, 5.0)}, r"kernels=\(3, 5\.0\)"), ({"shape_in": (1, 64, 64)}, r"shape_in=\(1, 64, 64\): expected four"), ({"shape_in": 64}, "shape_in=64"), ({"shape_in": (0, 1, 64, 64)}, r"shape_in=\(0"),
+    ({"hid_T": 2.5}, r"hid_T=2\.5"), ({"hid_T": 1}, "hid_T=1"), ({"hid_T": 18, "translator": "attention"}, "hid_T=18: expected a multiple of the 4 heads"), ({"N_S": 3, "variant": "openstl"}, "N_S=3"),
     ({"shape_in": (10, 1, 30, 64)}, "30×64"), ({"hid_S": 9}, "hid_S=9"), ({"hid_S": 10}, "100 channels do not divide into 8 groups")])
 def test_bad_networks_are_refused_by_name(args, message):
     with pytest.raises(ValueError, match=message):
         SimVP(**args)
+
+
+@pytest.mark.parametrize(("frames", "out", "message"), [(0, 4, r"got \(1, 0, 1, 8, 8\)"), (3, 4, r"got \(1, 3"), (4, 0, "frames_out=0"), (4, 2.5, r"frames_out=2\.5")])
+def test_bad_clips_are_refused_by_name(frames, out, message):
+    with pytest.raises(ValueError, match=message):
+        SimVP((4, 1, 8, 8), 8, 8, 2, 1)(torch.zeros(1, frames, 1, 8, 8), out)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -1,6 +1,7 @@
 """Clips that move by a law, clips from files, and what a network costs."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from paperlib.core.video import (
     ConstantMean,
     MovingSprites,
     Windows,
+    adam,
     baselines_of,
     black,
     bounce,
@@ -34,6 +36,8 @@ from paperlib.core.video import (
     read_taxibj,
     read_video,
     repeat_last,
+    require_video,
+    unroll,
     video_length,
 )
 
@@ -170,6 +174,14 @@ def test_videos_from_files(tmp_path):
         read_video(tmp_path / "film", channels=4)
 
 
+def test_frames_come_in_the_order_of_their_numbers(tmp_path):
+    for i in (0, 1, 2, 10, 11):
+        Image.fromarray(np.full((4, 4), 20 * i, np.uint8)).save(tmp_path / f"frame{i}.png")
+    assert read_video(tmp_path)[:, 0, 0, 0].tolist() == [0, 20, 40, 200, 220]
+    (tmp_path / "train.txt").write_text(f"{tmp_path},1\n")
+    assert (read_human36m(tmp_path, frames=4, size=4, step=1)[0][:, 0, 0, 0] * 255).round().tolist() == [20, 40, 200, 220]
+
+
 def test_films_need_pyav_and_say_so(tmp_path, monkeypatch):
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "film.mp4"), "w") as film:
@@ -218,22 +230,118 @@ def test_sets_in_their_layouts(tmp_path):
         read_taxibj(tmp_path / "d.npz", "test")
 
 
+@pytest.mark.parametrize(("given", "wanted", "message"), [
+    (np.zeros((3, 4, 32, 32, 2)), np.zeros((3, 4, 32, 32, 2)), r"got \(3, 4, 32, 32, 2\)"), (np.zeros((4, 3, 2, 8, 8)), np.zeros((4, 3, 2, 8, 8)), r"got \(4, 3, 2, 8, 8\)"),
+    (np.zeros((3, 4, 2, 8, 6)), np.zeros((3, 4, 2, 8, 6)), r"\(3, 4, 2, 8, 6\)"), (np.zeros((3, 4, 2, 8, 8)), np.zeros((2, 4, 2, 8, 8)), r"\(2, 4, 2, 8, 8\)"),
+    (np.zeros((0, 4, 2, 8, 8)), np.zeros((0, 4, 2, 8, 8)), "one clip or more"), (np.full((3, 4, 2, 8, 8), np.nan), np.zeros((3, 4, 2, 8, 8)), "nan"),
+    (np.full((3, 4, 2, 8, 8), "a"), np.zeros((3, 4, 2, 8, 8)), "<U1")])
+def test_taxibj_in_another_layout_is_refused_with_its_file(given, wanted, message, tmp_path):
+    np.savez(tmp_path / "dataset.npz", X_train=given, Y_train=wanted)
+    with pytest.raises(ValueError, match=rf"dataset\.npz.*{message}"):
+        read_taxibj(tmp_path / "dataset.npz")
+
+
+def test_a_broken_archive_is_named(tmp_path):
+    (tmp_path / "dataset.npz").write_bytes(b"PK\x03\x04 and nothing else")
+    with pytest.raises(ValueError, match=r"dataset\.npz is no array that numpy can read"):
+        read_taxibj(tmp_path / "dataset.npz")
+
+
 def test_kth_and_human36m(tmp_path):
     for name in ("person02_boxing_d1", "person17_boxing_d1"):
         (tmp_path / "boxing" / name).mkdir(parents=True)
         for i in range(6):
             Image.fromarray(np.full((9, 9, 3), 20 * i, np.uint8)).save(tmp_path / "boxing" / name / f"{i}.png")
     assert len(read_kth(tmp_path, "train", 4, 8, 1)) == 3 and len(read_kth(tmp_path, "test", 6, 8)) == 1
+    with pytest.raises(ValueError, match="split='valid': expected train or test"):
+        read_kth(tmp_path, "valid", 4, 8)
+    (tmp_path / "young" / "boxing" / "person01_boxing_d1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"young: no film of a person of 'test' \(17 to 25\)"):
+        read_kth(tmp_path / "young", "test", 4, 8)
     (tmp_path / "boxing" / "somebody").mkdir()
     with pytest.raises(ValueError, match="personNN"):
         read_kth(tmp_path)
     (tmp_path / "train.txt").write_text("boxing/person02_boxing_d1,1\n")
     clip = read_human36m(tmp_path, frames=3, size=8, step=2)[0]
     assert clip.shape == (3, 3, 8, 8) and (clip[:, 0, 0, 0] * 255).round().tolist() == [20, 60, 100]
-    for text, error, message in (("boxing/person02_boxing_d1,4", ValueError, "line 1 of train.txt needs 9"), ("boxing/nobody,0", FileNotFoundError, "nobody"), ("boxing", ValueError, "line 1")):
+    for text, error, message in (("boxing/person02_boxing_d1,4", ValueError, "line 1 of train.txt needs 9"), ("boxing/nobody,0", FileNotFoundError, "nobody"), ("boxing", ValueError, "line 1"), (" \n", ValueError, r"train\.txt lists no clip")):
         (tmp_path / "train.txt").write_text(text)
         with pytest.raises(error, match=message):
             read_human36m(tmp_path, frames=3, size=8, step=2)
+
+
+def test_human36m_takes_folders_with_blanks_in_their_names(tmp_path):
+    (tmp_path / "Directions 1").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((4, 4, 3), 20 * i, np.uint8)).save(tmp_path / "Directions 1" / f"{i}.png")
+    (tmp_path / "test.txt").write_text("\nDirections 1,0\n\nDirections 1, 1\n")
+    found = read_human36m(tmp_path, "test", frames=2, size=4, step=1)
+    assert [(c[0, 0, 0, 0] * 255).round().item() for c in found] == [0, 20]
+
+
+def test_kth_is_cut_as_long_as_a_run_wants_it(tmp_path, monkeypatch):
+    for person in (3, 20):
+        for action in ("boxing", "handclapping", "handwaving", "jogging", "running", "walking"):
+            (folder := tmp_path / "kth" / action / f"person{person:02d}_{action}_d1").mkdir(parents=True)
+            for i in range(36):
+                Image.fromarray(np.full((4, 4), i, np.uint8)).save(folder / f"{i}.png")
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    given = material("kth", 64, 32, 36, 2, 2, 0)  # longer than the 30 frames that the reader cuts by itself
+    assert given.batches(0).shape[:2] == (2, 32) and given.test.shape[:2] == (2, 36)
+    assert (given.test[0, :, 0, 0, 0] * 255).round().tolist() == list(range(36))
+    assert material("kth", 64, 32, 99, 2, 2, 0).test.shape[1] == 36  # as long as the set has them
+    with pytest.raises(ValueError, match="kth has clips of 36 frames; 40 were asked for"):
+        material("kth", 64, 40, 40, 2, 2, 0)
+
+
+def test_recursion_forgets_what_it_has_seen():
+    """Of a hundred states at most two live at a time: the one that is read and the one that is written."""
+    alive, most = weakref.WeakSet(), 0
+
+    class State:
+        pass
+
+    def step(frame, state):
+        nonlocal most
+        alive.add(after := State())
+        most = max(most, len(alive))
+        return frame, after
+
+    assert unroll(step, torch.zeros(1, 3, 1, 2, 2), 100).shape[1] == 100 and most == 2
+
+
+@pytest.mark.parametrize(("x", "frames_out", "truth", "message"), [
+    ((2, 0, 1, 4, 4), 2, None, r"one frame or more, got \(2, 0, 1, 4, 4\)"), ((2, 1, 4, 4), 2, None, r"expected clips"), ((2, 3, 1, 4, 4), 0, None, "frames_out=0"), ((2, 3, 1, 4, 4), 2.5, None, r"frames_out=2\.5"),
+    ((2, 3, 1, 4, 4), 3, (2, 1, 1, 4, 4), r"truth \(2, 1, 1, 4, 4\): expected 2 frames or more"), ((2, 3, 1, 4, 4), 3, (1, 3, 1, 4, 4), r"truth \(1, 3, 1, 4, 4\)"),
+    ((2, 3, 1, 4, 4), 3, (2, 3, 1, 1, 4), r"truth \(2, 3, 1, 1, 4\)"), ((2, 3, 1, 4, 4), 3, (3, 1, 4, 4), r"truth \(3, 1, 4, 4\)")])
+def test_recursion_refuses_what_would_be_broadcast(x, frames_out, truth, message):
+    with pytest.raises(ValueError, match=message):
+        unroll(lambda frame, state: (frame, state), torch.zeros(x), frames_out, None if truth is None else torch.zeros(truth))
+
+
+@pytest.mark.parametrize("slug", ["simvp", "phydnet", "swinlstm"])
+@pytest.mark.parametrize(("change", "message"), [
+    ({"warm": 1.5}, r"warm=1\.5"), ({"warm": 1.0}, r"warm=1\.0"), ({"warm": -0.1}, r"warm=-0\.1"), ({"warm": math.nan}, "warm=nan"), ({"steps": 4, "warm": 0.2}, r"steps=4, warm=0\.2"), ({"lr": math.inf}, "lr=inf")])
+def test_rates_that_cannot_rise_and_fall_are_refused_before_a_clip_is_drawn(slug, change, message, monkeypatch):
+    module = paperlib.paper(slug).module
+    monkeypatch.setattr(module, "material", lambda *a: pytest.fail("clips were drawn"))
+    with pytest.raises(ValueError, match=message):
+        module.experiment(replace(module.PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+def test_every_share_that_is_let_through_makes_a_cycle():
+    net, preset = nn.Linear(1, 1), paperlib.paper("simvp").module.PAPER.presets["smoke"]
+    for steps in range(1, 12):
+        for warm in (0.0, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9):
+            try:
+                require_video(replace(preset, steps=steps, warm=warm))
+            except ValueError:
+                continue
+            optimizer, schedule = adam(net, 0.1, steps, warm)
+            for _ in range(steps if warm else 0):
+                optimizer.step()
+                schedule.step()
+                assert 0 <= optimizer.param_groups[0]["lr"] <= 0.1 + 1e-12
 
 
 def test_what_a_network_costs():
@@ -254,14 +362,22 @@ def test_weights_that_a_run_keeps_make_its_network_again(slug, change, tmp_path,
     module = paperlib.paper(slug).module
     preset = replace(module.PAPER.presets["smoke"], **SMALLEST[slug], **change)
     result = module.experiment(preset, 0, torch.device("cpu"))
-    (file,) = (tmp_path / "weights").glob("*.safetensors")
-    state, card = load_weights(file)
+    files = {f.stem: f for f in (tmp_path / "weights").glob("*.safetensors")}
+    name = f"{preset.data}_{preset.size}"
+    assert set(files) == ({name, f"{name}_early"} if getattr(preset, "early", 0) else {name})
+    state, card = load_weights(files[name])
     model = getattr(module, card["model"])(**card["config"])
     model.load_state_dict(state)
     n, m = preset.frames_in, preset.frames_out
     given = material(preset.data, preset.size, n + m, n + max(m, getattr(preset, "long", 0)), 2, 4, 0)
     forecast = predict(model.eval(), given.test, n, m, "cpu")
     assert mse_sum_frame(forecast, given.test[:, n:n + m]).mean().item() == pytest.approx(np.mean(list(result["mse_sum_frame"].values())), rel=1e-5)
+    if early := files.get(f"{name}_early"):
+        state, card = load_weights(early)
+        model.load_state_dict(state)
+        error = mse_sum_frame(predict(model, given.test, n, m, "cpu"), given.test[:, n:n + m])
+        assert card["steps"] == max(1, round(preset.early * preset.steps)) < preset.steps and error.mean().item() == pytest.approx(result["mse_mix"]["EEE"], rel=1e-5)
+        assert error[:, -1].mean().item() == pytest.approx(result["mse_mix_last"]["EEE"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("frames_in", "frames_out", "long"), [(4, 2, 3), (4, 6, 6), (4, 4, 0), (4, 1, 4), (3, 2, 9)])

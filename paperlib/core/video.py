@@ -10,8 +10,10 @@ import os
 import re
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,6 +257,12 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 _ANIMATED = (".gif", ".webp", ".png", ".apng")
 
 
+def _pictures(folder: Path) -> list[Path]:
+    """Return the pictures of a folder in the order of the numbers in their names: 2 before 10."""
+    parts = lambda f: [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", f.name))]
+    return sorted((f for f in folder.iterdir() if f.suffix.lower() in _PICTURES), key=parts)
+
+
 def _sized(frames: np.ndarray, size: int | None, channels: int) -> Tensor:
     """Return frames (T, H, W[, 3]) uint8 as (T, channels, size, size)."""
     pictures = [Image.fromarray(f).convert("RGB" if channels == 3 else "L") for f in frames]
@@ -279,7 +287,7 @@ def _decoded(path: Path) -> list[np.ndarray]:
 
 # %% ../../nbs/core/video.ipynb #read-video
 def read_video(path: str | os.PathLike, size: int | None = None, channels: int = 1) -> Tensor:
-    """Read a video file or a folder of frames as (T, channels, H, W) uint8.
+    """Read a video file, or a folder of frames in the order of the numbers in their names, as (T, channels, H, W) uint8.
 
     Parameters
     ----------
@@ -301,7 +309,7 @@ def read_video(path: str | os.PathLike, size: int | None = None, channels: int =
     if not path.exists():
         raise FileNotFoundError(f"no video at {path}")
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
+        files = _pictures(path)
         if not files:
             raise FileNotFoundError(f"{path} holds no frames ({', '.join(_PICTURES)})")
         frames = [read_image(f, "RGB") for f in files]
@@ -322,7 +330,7 @@ def video_length(path: str | os.PathLike) -> int:
     """Return the number of frames of a video, from its folder or its head where that says so, without reading them."""
     path = Path(path)
     if path.is_dir():
-        return sum(f.suffix.lower() in _PICTURES for f in path.iterdir())
+        return len(_pictures(path))
     if path.suffix.lower() not in _ANIMATED and importlib.util.find_spec("av"):
         import av
 
@@ -371,6 +379,10 @@ class Windows(torch.utils.data.Dataset):
         clip = torch.as_tensor(np.ascontiguousarray(self._read(video)[start:start + (self.frames - 1) * self.step + 1:self.step]))
         return clip.float() / 255 if clip.dtype == torch.uint8 else clip.float()
 
+    def cut(self, frames: int) -> Windows:
+        """Return the same videos cut into clips of another length."""
+        return Windows(self.videos, frames, self.stride, self.step, self.lengths)
+
     def clips(self, n: int | None = None) -> Tensor:
         """Return the first ``n`` clips, or evenly spaced ones if there are more, as (n, T, C, H, W)."""
         picked = np.linspace(0, len(self) - 1, min(n or len(self), len(self))).round().astype(int)
@@ -378,7 +390,13 @@ class Windows(torch.utils.data.Dataset):
 
 # %% ../../nbs/core/video.ipynb #sets
 def read_moving_mnist(file: str | os.PathLike) -> Windows:
-    """Read Moving MNIST's test set, (20, N, 64, 64) uint8, as N clips of 20 frames, without loading it."""
+    """Read Moving MNIST's test set, (20, N, 64, 64) uint8, as N clips of 20 frames, without loading it.
+
+    Raises
+    ------
+    ValueError
+        No array of that layout; the file is named.
+    """
     array = _loaded(file)
     if isinstance(array, dict):
         raise ValueError(f"{file}: expected one array (frames, clips, H, W) uint8, got an archive of {', '.join(array)}")
@@ -388,7 +406,13 @@ def read_moving_mnist(file: str | os.PathLike) -> Windows:
 
 
 def read_taxibj(file: str | os.PathLike, split: str = "train") -> Windows:
-    """Read TaxiBJ, four frames given and four wanted, as clips of 8 frames (2, 32, 32) in [0, 1]."""
+    """Read TaxiBJ, four frames given and four wanted, as clips of 8 frames (2, H, H) in [0, 1]; the set has H = 32.
+
+    Raises
+    ------
+    ValueError
+        No archive, other arrays than (N, 4, 2, H, H), none at all, or values beyond [-1, 1]; each names the file.
+    """
     found = _loaded(file)
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected an archive with X_train, Y_train, X_test, Y_test, got one array {found.shape}")
@@ -396,11 +420,11 @@ def read_taxibj(file: str | os.PathLike, split: str = "train") -> Windows:
     if missing := [n for n in names if n not in found]:
         raise ValueError(f"{file}: no array {missing[0]!r}; there are: {', '.join(found)}")
     given, wanted = (found[n] for n in names)
-    if given.ndim != 5 or given.shape[2:] != wanted.shape[2:] or len(given) != len(wanted):
-        raise ValueError(f"{file}: expected {names[0]} and {names[1]} as (N, T, C, H, W) of one kind, got {given.shape} and {wanted.shape}")
+    if given.ndim != 5 or given.shape != wanted.shape or given.shape[1:3] != (4, 2) or given.shape[3] != given.shape[4] or not given.size or {given.dtype.kind, wanted.dtype.kind} - set("fiu"):
+        raise ValueError(f"{file}: expected {names[0]} and {names[1]} as numbers (N, 4, 2, H, H), one clip or more, got {given.shape} of {given.dtype} and {wanted.shape} of {wanted.dtype}")
     clips = (np.concatenate([given, wanted], 1).astype(np.float32) + 1) / 2
-    if clips.min() < -1e-6 or clips.max() > 1 + 1e-6:
-        raise ValueError(f"{file}: values of {2 * clips.min() - 1:.3g} to {2 * clips.max() - 1:.3g}; expected -1 to 1")
+    if not (clips.min() >= -1e-6 and clips.max() <= 1 + 1e-6):                               # written so that nan is refused too
+        raise ValueError(f"{file}: values of {2 * clips.min() - 1:.3g} to {2 * clips.max() - 1:.3g}; expected -1 to 1, and all of them numbers")
     return Windows(list(clips), clips.shape[1])
 
 
@@ -409,7 +433,7 @@ def _loaded(file: str | os.PathLike):
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
         return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else found
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{file} is no array that numpy can read: {error}") from error
@@ -421,8 +445,10 @@ def read_kth(folder: str | os.PathLike, split: str = "train", frames: int = 30, 
     Raises
     ------
     ValueError
-        A name without a person's number, or no film long enough.
+        Another split, a name without a person's number, nobody of that split, or no film long enough.
     """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: expected train or test")
     films = []
     for path in sorted(p for action in Path(folder).iterdir() if action.is_dir() for p in action.iterdir() if not p.name.startswith(".")):
         person = re.match(r"person(\d+)", path.name)
@@ -430,6 +456,8 @@ def read_kth(folder: str | os.PathLike, split: str = "train", frames: int = 30, 
             raise ValueError(f"{path}: expected a name that begins with personNN")
         if (int(person[1]) <= 16) == (split == "train"):
             films.append(path)
+    if not films:
+        raise ValueError(f"{folder}: no film of a person of {split!r} ({'1 to 16' if split == 'train' else '17 to 25'})")
     return Windows([lambda p=p: read_video(p, size) for p in films], frames, stride, lengths=[video_length(p) for p in films])
 
 
@@ -439,21 +467,25 @@ def read_human36m(folder: str | os.PathLike, split: str = "train", frames: int =
     Raises
     ------
     FileNotFoundError
-        A folder of the list is not there.
+        The list, or a folder of it, is not there.
     ValueError
-        A line of another form, or one that asks for frames beyond the last.
+        An empty list, a line of another form, or one that asks for frames beyond the last.
     """
     folder, span = Path(folder), (frames - 1) * step + 1
-    clips = []
-    for number, line in enumerate((folder / f"{split}.txt").read_text().split(), 1):
-        found = re.fullmatch(r"(.+),(\d+)", line)
+    index, clips = folder / f"{split}.txt", []
+    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        found = re.fullmatch(r"(.+),\s*(\d+)", line.strip())
         if not found:
-            raise ValueError(f"{folder / f'{split}.txt'}, line {number}: expected 'folder,first frame', got {line!r}")
+            raise ValueError(f"{index}, line {number}: expected 'folder,first frame', got {line!r}")
         place, first = folder / found[1], int(found[2])
-        files = sorted(f for f in place.iterdir() if f.suffix.lower() in _PICTURES) if place.is_dir() else []
+        files = _pictures(place) if place.is_dir() else []
         if len(files) < first + span:
             raise (ValueError if files else FileNotFoundError)(f"{place}: {len(files)} frames; line {number} of {split}.txt needs {first + span}")
         clips.append(lambda files=files[first:first + span:step]: _sized(np.stack([read_image(f, "RGB") for f in files]), size, 3))
+    if not clips:
+        raise ValueError(f"{index} lists no clip: expected lines 'folder,first frame'")
     return Windows(clips, frames, lengths=[frames] * len(clips))
 
 # %% ../../nbs/core/video.ipynb #unroll
@@ -462,16 +494,25 @@ def unroll(step: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, frames_
 
     Parameters
     ----------
-    truth : (B, frames_out, C, H, W), fed in instead of predictions (teacher forcing)
+    x : (B, T, C, H, W), T of 1 or more
+    truth : (B, frames_out or one less, C, H, W), fed in instead of predictions (teacher forcing)
     all_steps : also give the T - 1 predictions of frames of x themselves, first
+
+    Returns
+    -------
+    (B, frames_out, C, H, W), or T - 1 frames more with ``all_steps``
 
     Raises
     ------
     ValueError
-        Fewer than one frame asked for.
+        No frame given or none asked for, or a truth with too few frames or of other clips than x.
     """
-    if frames_out < 1 or truth is not None and truth.shape[1] < frames_out - 1:
-        raise ValueError(f"frames_out={frames_out}, truth of {None if truth is None else truth.shape[1]} frames: expected 1 or more, and as many true frames")
+    if x.ndim != 5 or not x.shape[1]:
+        raise ValueError(f"expected clips (B, T, C, H, W) of one frame or more, got {tuple(x.shape)}")
+    if not isinstance(frames_out, Integral) or frames_out < 1:
+        raise ValueError(f"frames_out={frames_out!r}: expected a whole number, 1 or more")
+    if truth is not None and (truth.ndim != 5 or truth.shape[1] < frames_out - 1 or truth.shape[:1] + truth.shape[2:] != x.shape[:1] + x.shape[2:]):
+        raise ValueError(f"truth {tuple(truth.shape)}: expected {frames_out - 1} frames or more of the clips given, which are {tuple(x.shape)}")
     state, found = None, []
     for t in range(x.shape[1] + frames_out - 1):
         seen = x[:, t] if t < x.shape[1] else found[-1] if truth is None else truth[:, t - x.shape[1]]
@@ -522,10 +563,12 @@ class Material(NamedTuple):
 def material(data: str, size: int, frames: int, ahead: int, batch_size: int, test_clips: int, seed: int) -> Material:
     """Return the material of a run: training clips of ``frames`` frames, test clips of ``ahead`` frames (of a set: as long as the set has them).
 
+    KTH's films are cut as long as is asked for. For Moving MNIST's fixed test set, training clips are drawn of the 4,000 digits of `digit_sprites`, not of MNIST's 60,000.
+
     Raises
     ------
     ValueError
-        An unknown name.
+        An unknown name, or a set whose clips are shorter than ``frames``.
     FileNotFoundError
         A set that is not here, with where it may be had.
     """
@@ -538,8 +581,10 @@ def material(data: str, size: int, frames: int, ahead: int, batch_size: int, tes
     if data not in SETS:
         raise ValueError(f"data={data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
     found = {split: dataset(data, split=split) for split in ("train", "test")}
-    if found["train"].frames < frames:
-        raise ValueError(f"{data} has clips of {found['train'].frames} frames; {frames} were asked for: lower frames_in or frames_out")
+    if data == "kth":                                                                         # films: cut as long as they are wanted
+        found = {split: w.cut(min(n, max(w.lengths))) for (split, w), n in zip(found.items(), (frames, ahead))}
+    if (longest := min(w.frames for w in found.values())) < frames:
+        raise ValueError(f"{data} has clips of {longest} frames; {frames} were asked for: lower frames_in or frames_out")
     return Material(Batches(found["train"], batch_size, seed), found["test"].clips(test_clips), None, baselines_of(found["train"].clips(300).mean((0, 1))))
 
 # %% ../../nbs/core/video.ipynb #cost
@@ -593,14 +638,18 @@ def cost(model: nn.Module, clips: Tensor, rounds: int = 3, frames_out: int | Non
 
 # %% ../../nbs/core/video.ipynb #evaluate
 def require_video(preset: Any, counts: Sequence[str] = ()) -> None:
-    """Refuse a preset with an unknown ``data``, a count below 1 (``counts`` names further fields) or a rate that is not above 0."""
+    """Refuse a preset with an unknown ``data``, a count below 1 (``counts`` names further fields), a rate that is not above 0 or one that cannot rise and fall."""
     if preset.data not in (*WORLDS, *SETS):
         raise ValueError(f"data={preset.data!r}: expected one of {', '.join((*WORLDS, *SETS))}")
     counts = ("size", "frames_in", "frames_out", "steps", "batch_size", "test_clips", *counts)
     if bad := [f"{k}={getattr(preset, k)}" for k in counts if getattr(preset, k) < 1]:
         raise ValueError(f"{', '.join(bad)}: expected 1 or more")
-    if not preset.lr > 0:
+    if not 0 < preset.lr < float("inf"):
         raise ValueError(f"lr={preset.lr}: expected a rate above 0")
+    if not 0 <= preset.warm < 1:
+        raise ValueError(f"warm={preset.warm}: expected a share of the steps, from 0 (a constant rate) to below 1")
+    if preset.warm * (preset.steps + 1) == 1:
+        raise ValueError(f"steps={preset.steps}, warm={preset.warm}: the rate would rise in no time at all; take more steps, or another warm")
     if preset.size < 7:
         raise ValueError(f"size={preset.size}: SSIM needs frames of 7 pixels or more")
     if preset.data in SETS and preset.size != 64:
@@ -608,7 +657,7 @@ def require_video(preset: Any, counts: Sequence[str] = ()) -> None:
 
 
 def evaluate(model: nn.Module, given: Material, frames_in: int, frames_out: int, losses: Sequence[float], device: str | torch.device) -> dict:
-    """Return scores by frame of a trained network, in eval mode on ``device``, and of the forecasts without one; the mean of the last twentieth of the losses; its cost."""
+    """Return scores by frame of a trained network, in eval mode on ``device``, and of the forecasts without one; the mean of the last twentieth of the losses; its cost, without clips a second: those tell of the machine, and benchmarks measure them in turn."""
     n, truth = frames_in, given.test[:, frames_in:frames_in + frames_out]
     found: dict = scores(predict(model, given.test, n, frames_out, device), truth)
     found |= {f"mse_{name}": by_frame(mse_sum_frame(f(given.test[:, :n], frames_out), truth)) for name, f in given.baselines.items()}
