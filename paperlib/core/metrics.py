@@ -597,6 +597,7 @@ MEASURES = {  # what a run measures that is no score of an output -> what it is
     "plateau_share": "share of slanted neighbours that a predicted depth map makes flat",
     "denoising_loss": "mean squared error of predicted noise in training, last twentieth of the steps",
     "frames_per_second": "views of a scene that are drawn in a second",
+    "gmacs": "billions of multiply-adds of one forecast",
 }
 
 # %% ../../nbs/core/metrics.ipynb #metric
