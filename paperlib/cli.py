@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import keyword
 import os
@@ -327,22 +328,50 @@ def weights_add(
         out.print(str(shorten(path)), markup=False, highlight=False, soft_wrap=True)
 
 
+def read_state(path: Path) -> dict:
+    """Read a state dict of a .safetensors file, or of one that torch wrote, without running code from it."""
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: no weights that can be read without running code from the file: {str(error).splitlines()[0]}") from error
+
+
 @weights_app.command("convert")
 def weights_convert(slug: Slug, source: Annotated[Path, typer.Argument(help="official weights", show_default=False)],
-                    target: Annotated[Path, typer.Argument(help="file to write, .safetensors", show_default=False)]) -> None:
+                    target: Annotated[Path, typer.Argument(help="file to write, .safetensors", show_default=False)],
+                    setting: Annotated[list[str] | None, typer.Option("--setting", "-o", help="KEY=VALUE of the network, where the file does not tell", show_default=False)] = None) -> None:
     """Read a paper's official weights and write them as safetensors.
 
-    [dim]Example:[/dim]  paperlib weights convert srcnn x3.mat srcnn_x3.safetensors
+    [dim]Examples:[/dim]
+
+      paperlib weights convert srcnn x3.mat srcnn_x3.safetensors
+      paperlib weights convert simvp checkpoint.pth simvp.safetensors -o shape_in=10,1,64,64 -o hid_S=64
     """
     record = registry.paper(slug)
     if target.suffix != ".safetensors":
         raise ValueError(f"{target}: expected a name that ends in .safetensors")
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file")
+    if wrong := [s for s in setting or [] if not s.partition("=")[1]]:
+        raise ValueError(f"{wrong[0]!r}: expected KEY=VALUE")
+    config = {key: registry._read(value, object) for key, _, value in (s.partition("=") for s in setting or [])}
     from paperlib.core.training import save_weights
 
-    model = getattr(record.module, record.model).from_official(source)
-    save_weights(model, target, {"paper": slug, "model": type(model).__name__, "source": source.name, "licence": record.licence})
+    build = getattr(getattr(record.module, record.model, None), "from_official", None)
+    if build is None:
+        raise ValueError(f"{slug}: no official weights are read for this paper")
+    takes = inspect.signature(build).parameters
+    first, *others = takes
+    free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    if strange := [k for k in config if k not in others] if not free else []:
+        raise ValueError(f"{strange[0]!r}: {record.model} takes {', '.join(others) or 'no setting'}")
+    if missing := [k for k in others if takes[k].default is takes[k].empty and takes[k].kind is not takes[k].VAR_KEYWORD and k not in config]:
+        raise ValueError(f"{source.name} does not tell {', '.join(missing)}: give -o {missing[0]}=...")
+    model = build(source if first in ("path", "source") else read_state(source), **config)
+    save_weights(model, target, {"paper": slug, "model": type(model).__name__, "source": source.name, "licence": record.licence, "config": config})
     out.print(str(target), markup=False, highlight=False, soft_wrap=True)
 
 

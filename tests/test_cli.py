@@ -335,3 +335,28 @@ def test_weights_convert(shared, tmp_path):
 
     state, card = load_weights(tmp_path / "w.safetensors")
     assert card["model"] == "SRCNN" and state["layers.0.weight"].shape == (64, 1, 9, 9)
+
+
+def test_weights_convert_a_state_dict_with_settings(tmp_path):
+    import torch
+
+    from paperlib.core.training import load_weights
+    from paperlib.sequence.phydnet import PhyDNet
+    from paperlib.sequence.swinlstm import SwinLSTM
+
+    def converted(slug, state, *settings):
+        torch.save(state, tmp_path / "official.pth")
+        done = call("weights", "convert", slug, str(tmp_path / "official.pth"), str(tmp_path / "w.safetensors"), *settings)
+        return done.stderr.strip() or load_weights(tmp_path / "w.safetensors")
+
+    net = PhyDNet(hidden=(128, 128, 64))
+    state, card = converted("phydnet", net.to_official())
+    assert card["model"] == "PhyDNet" and all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    small = SwinLSTM(16, 2, 1, 16, (2,), None, (2,), 4)
+    state, card = converted("swinlstm", small.to_official(), "-o", "img_size=16", "-o", "patch_size=2", "-o", "embed_dim=16", "-o", "depths=(2,)", "-o", "num_heads=(2,)")
+    assert card["config"]["depths"] == [2] and all(torch.equal(v, state[k]) for k, v in small.state_dict().items())
+    assert "does not tell shape_in: give -o shape_in=" in converted("simvp", {"a": torch.zeros(1)})
+    assert "'width': NeRF" not in converted("nerf", {"a": torch.zeros(1)}, "-o", "width")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    done = call("weights", "convert", "phydnet", str(tmp_path / "bad.pth"), str(tmp_path / "x.safetensors"))
+    assert done.returncode != 0 and "bad.pth: no weights that can be read" in done.stderr and not (tmp_path / "x.safetensors").exists()
