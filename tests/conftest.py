@@ -1,9 +1,12 @@
 """What several test files share."""
 
+import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -16,6 +19,26 @@ def shared() -> Path:
         message = "needs the reference data in ../shared"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return SHARED
+
+
+@pytest.fixture
+def held_between() -> Callable[..., int]:
+    """Return a function that gives by how many bytes the tensors alive grow between two calls of ``net.step`` while something runs without gradients."""
+    def measure(net: torch.nn.Module, run: Callable[[], object], first: int, last: int) -> int:
+        held, calls, step = {}, iter(range(1, 10**6)), net.step
+
+        def watched(*args, **options):
+            if (t := next(calls)) in (first, last):
+                gc.collect()
+                held[t] = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects() if type(x) is torch.Tensor}.values())
+            return step(*args, **options)
+
+        net.step = watched
+        with torch.no_grad():
+            run()
+        return held[last] - held[first]
+
+    return measure
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,8 +32,8 @@ from .splats import _ply_table
 __all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
            'depth_range', 'read_transforms', 'write_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff',
            'ColmapCamera', 'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap',
-           'to_colmap', 'read_capture', 'capture', 'train_and_held', 'nearest_views', 'frusta', 'show_cameras',
-           'Finding', 'doctor', 'findings_table', 'poses_from_photos']
+           'to_colmap', 'read_capture', 'require_capture', 'capture', 'train_and_held', 'nearest_views', 'frusta',
+           'show_cameras', 'Finding', 'doctor', 'findings_table', 'poses_from_photos']
 
 # %% ../../nbs/core/captures.ipynb #area
 def _area(n: int, m: int) -> Tensor:
@@ -1022,6 +1022,12 @@ def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **
 CAPTURES = ("still_life", "lego", "fox")
 
 
+def require_capture(name: str | Path) -> None:
+    """Raise ValueError for a name that is no capture, before anything is read: neither one of ``CAPTURES`` nor a path that exists."""
+    if name not in CAPTURES and not Path(name).expanduser().exists():
+        raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
+
+
 def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None = None, seed: int | str = 0, **options: Any) -> Capture:
     """Return a capture: our own scene, a recorded set, or a folder.
 
@@ -1048,8 +1054,7 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
         return own_scene(100 if size is None else size, seed, **options)
     if name in ("lego", "fox"):
         return dataset(name, size=size, **options)
-    if not Path(name).expanduser().exists():
-        raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
+    require_capture(name)
     return read_capture(name, size=size, **options)
 
 # %% ../../nbs/core/captures.ipynb #held-out
