@@ -32,7 +32,7 @@ from .splats import _ply_table
 __all__ = ['CAPTURES', 'CHECKS', 'shrink', 'Capture', 'own_scene', 'Lens', 'distort', 'straighten', 'remap', 'focus',
            'depth_range', 'read_transforms', 'write_transforms', 'read_blender', 'read_lego', 'mean_pose', 'read_llff',
            'ColmapCamera', 'ColmapImage', 'Colmap', 'colmap_model', 'write_colmap', 'quaternion_matrix', 'read_colmap',
-           'to_colmap', 'read_capture', 'require_capture', 'capture', 'train_and_held', 'nearest_views', 'frusta',
+           'to_colmap', 'read_capture', 'capture', 'find_capture', 'train_and_held', 'nearest_views', 'frusta',
            'show_cameras', 'Finding', 'doctor', 'findings_table', 'poses_from_photos']
 
 # %% ../../nbs/core/captures.ipynb #area
@@ -1022,12 +1022,6 @@ def read_capture(path: str | Path, size: int | tuple[int, int] | None = None, **
 CAPTURES = ("still_life", "lego", "fox")
 
 
-def require_capture(name: str | Path) -> None:
-    """Raise ValueError for a name that is no capture, before anything is read: neither one of ``CAPTURES`` nor a path that exists."""
-    if name not in CAPTURES and not Path(name).expanduser().exists():
-        raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
-
-
 def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None = None, seed: int | str = 0, **options: Any) -> Capture:
     """Return a capture: our own scene, a recorded set, or a folder.
 
@@ -1054,22 +1048,30 @@ def capture(name: str | Path = "still_life", size: int | tuple[int, int] | None 
         return own_scene(100 if size is None else size, seed, **options)
     if name in ("lego", "fox"):
         return dataset(name, size=size, **options)
-    require_capture(name)
+    if not Path(name).expanduser().exists():
+        raise ValueError(f"capture {str(name)!r}: expected {', '.join(CAPTURES)}, or a folder or .json file that exists")
     return read_capture(name, size=size, **options)
 
 # %% ../../nbs/core/captures.ipynb #held-out
+def find_capture(name: str | Path) -> Path:
+    """Return the path of a capture; a relative one is looked for here, then in the data folders of core.data; a name of ``CAPTURES`` comes back as it is.
+
+    FileNotFoundError: there is none, with the places looked at.
+    """
+    path = Path(name).expanduser()
+    if str(name) in CAPTURES or path.exists():
+        return path
+    if found := [root / path for root in data_roots().values() if (root / path).is_dir()]:
+        return found[0]
+    raise FileNotFoundError(f"data={str(name)!r}: no such folder, here or in {', '.join(map(str, data_roots().values()))}; expected {', '.join(CAPTURES)}, or a folder that `capture` reads")
+
+
 def train_and_held(name: str | Path, size: int | tuple[int, int] | None = None, every: int = 8, **options: Any) -> tuple[Capture, Capture]:
     """Return training and held-out views: a Blender scene's own test set where it is there, else every ``every``-th view, as `Capture.split` does.
 
-    ``name``, ``size`` and ``options`` are those of `capture`; a relative folder is looked for here, then in the data folders of core.data.
-    FileNotFoundError: there is none, with the places looked at; else as `capture`.
+    ``name``, ``size`` and ``options`` are those of `capture`, a folder looked for as `find_capture` does; raises as both.
     """
-    path = Path(name).expanduser()
-    if str(name) not in CAPTURES and not path.exists():
-        found = [root / path for root in data_roots().values() if (root / path).is_dir()]
-        if not found:
-            raise FileNotFoundError(f"data={str(name)!r}: no such folder, here or in {', '.join(map(str, data_roots().values()))}; expected {', '.join(CAPTURES)}, or a folder that `capture` reads")
-        path = found[0]
+    path = find_capture(name)
     if all((path / f"transforms_{part}.json").is_file() for part in ("train", "test")):
         return read_blender(path, "train", size, **options), read_blender(path, "test", size, **options)
     return capture(name if str(name) in CAPTURES else path, size, **options).split(every)

@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core.captures import Capture, focus, nearest_views, require_capture, train_and_held
+from ..core.captures import Capture, find_capture, focus, nearest_views, train_and_held
 from ..core.data import atomic_write
 from ..core.metrics import psnr_rgb_crop, ssim_rgb_crop
 from ..core.paper import DESCRIPTIVE, Claim, Paper, Preset, recorded
@@ -441,7 +441,7 @@ def require_sound(preset: SplattingPreset) -> None:
               "evals": (all(e > 0 for e in p.evals), "steps above 0")}
     if wrong := [f"{k.strip()}={getattr(p, k.strip())!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
-    require_capture(p.data)
+    find_capture(p.data)
 
 
 def require_views(scene: Capture) -> None:

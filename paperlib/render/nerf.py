@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core.captures import Capture, capture, nearest_views, require_capture, train_and_held
+from ..core.captures import Capture, capture, find_capture, nearest_views, train_and_held
 from ..core.metrics import abs_rel, psnr_rgb_crop, ssim_rgb_crop
 from ..core.paper import Claim, Paper, Preset
 from ..core.scenes import Camera, get_rays
@@ -606,7 +606,7 @@ def require_sound(preset: NeRFPreset) -> None:
         ("curve", all(s >= 1 for s in p.curve), "steps from 1")) if not fine]
     if wrong:
         raise ValueError("; ".join(wrong))
-    require_capture(p.data)
+    find_capture(p.data)
 
 
 def shots(preset: NeRFPreset) -> tuple[Capture, Capture]:
