@@ -163,7 +163,7 @@ class Claim:
                 return 1.0
 
             try:
-                value = evaluate(text, look)
+                value = evaluate(text, look, (look, look))
             except ZeroDivisionError:
                 value = 1.0  # with 1 for every metric; a run may say otherwise
             except (SyntaxError, TypeError, ValueError) as error:
@@ -182,35 +182,44 @@ _COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.
 _CALLS = {"abs": abs, "min": min, "max": max}
 
 
-def evaluate(expression: str, lookup: typing.Callable[[str, dict], float]) -> float | bool:
-    """Return the value of an expression over metric names; ``lookup(name, overrides)`` gives each metric."""
+_Lookup = typing.Callable[[str, dict], float]
 
-    def walk(node):
+
+def evaluate(expression: str, lookup: _Lookup, seeds: typing.Sequence[_Lookup] = ()) -> float | bool:
+    """Return the value of an expression over metric names; ``lookup(name, overrides)`` gives each metric, ``seeds`` those of every seed, for `spread`."""
+
+    def walk(node, look):
+        values = lambda nodes: [walk(n, look) for n in nodes]
         match node:
             case ast.Expression(body):
-                return walk(body)
+                return walk(body, look)
             case ast.Constant(value) if isinstance(value, (int, float)):
                 return value
             case ast.Name(name):
-                return lookup(name, {})
+                return look(name, {})
+            case ast.Call(ast.Name("spread"), [value], []):
+                found = [walk(value, each) for each in seeds]
+                if len(found) < 2:
+                    raise NotMeasured(f"{ast.unparse(value)} at two seeds")
+                return statistics.stdev(found)
             case ast.Call(ast.Name(name), args, []) if name in _CALLS:
-                return _CALLS[name](*map(walk, args))
+                return _CALLS[name](*values(args))
             case ast.Call(ast.Name(name), [], keywords):
-                return lookup(name, {k.arg: ast.literal_eval(k.value) for k in keywords})
+                return look(name, {k.arg: ast.literal_eval(k.value) for k in keywords})
             case ast.UnaryOp(ast.USub(), operand):
-                return -walk(operand)
+                return -walk(operand, look)
             case ast.UnaryOp(ast.Not(), operand):
-                return not walk(operand)
+                return not walk(operand, look)
             case ast.BinOp(left, op, right) if type(op) in _BINARY:
-                return _BINARY[type(op)](walk(left), walk(right))
-            case ast.BoolOp(op, values):
-                return (all if isinstance(op, ast.And) else any)([walk(v) for v in values])
+                return _BINARY[type(op)](walk(left, look), walk(right, look))
+            case ast.BoolOp(op, parts):
+                return (all if isinstance(op, ast.And) else any)(values(parts))
             case ast.Compare(left, ops, rights) if all(type(o) in _COMPARE for o in ops):
-                sides = [walk(left), *map(walk, rights)]
+                sides = values([left, *rights])
                 return all(_COMPARE[type(o)](a, b) for o, a, b in zip(ops, sides, sides[1:]))
         raise ValueError(f"claims may not use {ast.unparse(node)!r} (in {expression!r})")
 
-    return walk(ast.parse(expression.strip(), mode="eval"))
+    return walk(ast.parse(expression.strip(), mode="eval"), lookup)
 
 # %% ../../nbs/core/paper.ipynb #paper-class
 PRESETS = ("smoke", "small", "paper")
@@ -531,7 +540,7 @@ def judge(claim: Claim, runs: typing.Iterable[Run]) -> Judgement:
 
     The runs of one preset on one device decide together: ``paper`` before ``small`` before ``smoke``, then more seeds
     before fewer. `reproduced` needs every seed within the tolerance of the paper's value and is never given to a smoke
-    run; `trend` needs the inequality at every seed.
+    run; `trend` needs the inequality at every seed. What a claim takes the ``spread`` of has to be measured at every seed.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -539,11 +548,12 @@ def judge(claim: Claim, runs: typing.Iterable[Run]) -> Judgement:
     order = sorted(groups, key=lambda g: (-PRESETS.index(g[0]), -len({r.seed for r in groups[g]}), g[1] != "cuda"))
     for preset, device in order:
         values, trends, used = [], [], set()
-        for seed in sorted({r.seed for r in groups[preset, device]}):
+        seeds = sorted({r.seed for r in groups[preset, device]})
+        for seed in seeds:
             mine: set[str] = set()
-            look = _lookup(groups[preset, device], seed, mine)
+            looks = {s: _lookup(groups[preset, device], s, mine) for s in seeds}
             try:
-                both = [evaluate(e, look) if e else None for e in (claim.ours, claim.trend)]
+                both = [evaluate(e, looks[seed], tuple(looks.values())) if e else None for e in (claim.ours, claim.trend)]
             except (NotMeasured, ZeroDivisionError):
                 continue
             values.append(both[0]), trends.append(both[1])
@@ -551,10 +561,9 @@ def judge(claim: Claim, runs: typing.Iterable[Run]) -> Judgement:
         if not values:
             continue
         ours = statistics.fmean(values) if claim.ours else None
-        near = claim.paper is not None and claim.ours != "" and preset != "smoke" and False not in trends and all(
-            abs(v - claim.paper) <= claim.tolerance + 1e-9 for v in values)
+        near = claim.paper is not None and claim.ours != "" and preset != "smoke" and False not in trends and all(abs(v - claim.paper) <= claim.tolerance + 1e-9 for v in values)
         verdict = "reproduced" if near else "trend" if claim.trend and all(trends) else "not reproduced"
-        spread = statistics.stdev(values) if claim.ours and len(values) > 1 else None
+        spread = statistics.stdev(values) if claim.ours and len(values) > 1 and "spread(" not in claim.ours else None
         holds = sum(map(bool, trends)) if claim.trend else None
         return Judgement(verdict, ours, spread, len(values), holds, preset, device, ", ".join(sorted(used)))
     return Judgement("not run")
