@@ -251,6 +251,40 @@ def test_training_resumes_exactly(tmp_path):
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values())) and curve_a.psnr == curve_b.psnr and set(curve_a.psnr) == {2, 6}
 
 
+def test_the_rate_warms_up_then_falls_tenfold_every_decay(monkeypatch):
+    """What `train` hands to `fit`: step by step a line up over the warm-up, times a tenth for every ``decay`` steps."""
+    class Stop(Exception):
+        pass
+
+    def spy(*args, scheduler, **kwargs):
+        rates = []
+        for _ in range(9):
+            rates.append(scheduler.get_last_lr()[0])
+            scheduler.optimizer.step()
+            scheduler.step()
+        raise Stop(rates)
+
+    monkeypatch.setattr(nerf, "fit", spy)
+    preset = PAPER.preset("smoke", TINY | {"lr": 0.02, "warmup": 3, "decay": 4})
+    with pytest.raises(Stop) as stopped:
+        nerf.train(preset, *shots(preset), 0, torch.device("cpu"))
+    expected = [0.02 * up * 10 ** (-step / 4) for step, up in enumerate((1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1, 1))]
+    assert stopped.value.args[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_cells_go_where_a_step_of_the_samples_would_not_see_them(share):
+    """A cell is empty below the density that gives a ray the threshold's opacity along one step, in the network's own units of length."""
+    field = RadianceField(2, 8, 2, 1, (), n_coarse=8, n_fine=0, near=2.0, far=6.0, reach=2.0, resolution=4)
+    hook, step = nerf.Refresh(2, 4, 0, threshold=0.2), (6.0 - 2.0) / 2.0 / 8
+    field.density = lambda points: torch.full((len(points),), -share * np.log(0.8) / step)
+    hook.on_step(field, None, 3)
+    hook.on_step(field, None, 2)
+    assert field.grid.occupied.all()                    # not every second step, and from `begin` on only
+    hook.on_step(field, None, 4)
+    assert field.grid.occupied.all() if share > 1 else not field.grid.occupied.any()
+
+
 def test_a_collapse_is_tried_once_more_then_told(monkeypatch):
     seeds, plain = [], nerf.build
 
