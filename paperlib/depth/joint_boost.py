@@ -5,17 +5,22 @@
 # %% ../../nbs/depth/joint_boost.ipynb #imports
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 from numba import njit
 from scipy.special import log_softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 # %% auto #0
-__all__ = ['STUMPS', 'fibonacci_thresholds', 'above_zero', 'stump_answers', 'JointBoost', 'HistBoost']
+__all__ = ['STUMPS', 'fibonacci_thresholds', 'above_zero', 'stump_answers', 'require_rows', 'require_counts', 'JointBoost',
+           'HistBoost']
 
 # %% ../../nbs/depth/joint_boost.ipynb #thresholds
 def fibonacci_thresholds(n: int, first: int = 3, second: int = 5) -> np.ndarray:
-    """Return n thresholds on counts, each the sum of the two before it: 3, 5, 8, 13, ..."""
+    """Return n thresholds on counts, each the sum of the two before it: 3, 5, 8, 13, ...; ValueError unless n is from 1 to 80, beyond which 64 bits do not hold them."""
+    if not 1 <= n <= 80:
+        raise ValueError(f"fibonacci_thresholds: {n} thresholds, expected 1 to 80")
     out = [first, second]
     while len(out) < n:
         out.append(out[-1] + out[-2])
@@ -115,6 +120,30 @@ def _decide(counts, column, theta, below, above, out):
             for c in range(out.shape[1]):
                 out[i, c] += v[c]
 
+# %% ../../nbs/depth/joint_boost.ipynb #require-rows
+def require_rows(booster: object, counts: np.ndarray, target: np.ndarray, weight: np.ndarray | None, classes: int | None) -> int:
+    """Return the number of classes of rows to learn from; ValueError for settings, shapes, classes or weights that make no sense, the message names which."""
+    who = type(booster).__name__
+    for name in ("rounds", "candidates", "thresholds"):
+        if not isinstance(value := getattr(booster, name, 1), Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{who}: {name}={value!r}, expected a whole number of at least 1")
+    if np.ndim(counts) != 2 or np.shape(counts)[1:] != np.shape(target) or not np.size(counts):
+        raise ValueError(f"{who}: expected counts (M, N) and a class for each of N rows, got {np.shape(counts)} and {np.shape(target)}")
+    known = classes or int(target.max()) + 1
+    if target.dtype.kind not in "iu" or not 0 <= target.min() <= target.max() < known:
+        raise ValueError(f"{who}: expected whole classes of 0 to {known - 1}, got {target.dtype} of {target.min()} to {target.max()}; leave rows without a class out")
+    if weight is not None and (np.shape(weight) != target.shape or not np.isfinite(weight).all() or np.min(weight) < 0 or not np.sum(weight) > 0):
+        raise ValueError(f"{who}: expected a weight of 0 or more for each of {len(target)} rows, and one above 0, got {np.shape(weight)} of {np.min(weight, initial=0):g} to {np.max(weight, initial=0):g}")
+    return known
+
+
+def require_counts(booster: object, counts: np.ndarray) -> None:
+    """Raise ValueError for a booster that was not fitted, or counts of another number of questions than it learnt from."""
+    if not hasattr(booster, "questions_"):
+        raise ValueError(f"{type(booster).__name__} is not fitted: call fit first")
+    if np.ndim(counts) != 2 or len(counts) != booster.questions_:
+        raise ValueError(f"{type(booster).__name__}: expected counts ({booster.questions_}, N) of the questions it learnt from, got {np.shape(counts)}")
+
 # %% ../../nbs/depth/joint_boost.ipynb #joint-boost
 STUMPS = ("column_", "theta_", "below_", "above_")
 
@@ -134,6 +163,7 @@ class JointBoost:
     ----------
     column_, theta_ : (rounds,) question and threshold of each stump
     below_, above_ : (rounds, C) what it answers
+    questions_ : M, so many it was fitted to
     """
 
     def __init__(self, rounds: int = 200, candidates: int = 100, thresholds: int = 12, share: bool = True, seed: int = 0):
@@ -145,11 +175,10 @@ class JointBoost:
         Raises
         ------
         ValueError
-            Shapes that do not fit, or no row.
+            A setting, shapes, classes or weights that make no sense, or no row.
         """
-        if counts.ndim != 2 or counts.shape[1:] != target.shape or not target.size:
-            raise ValueError(f"JointBoost: expected counts (M, N) and a class for each of N rows, got {counts.shape} and {target.shape}")
-        theta, C, rng = fibonacci_thresholds(self.thresholds), classes or int(target.max()) + 1, np.random.default_rng(self.seed)
+        C = require_rows(self, counts, target, weight, classes)
+        theta, rng = fibonacci_thresholds(self.thresholds), np.random.default_rng(self.seed)
         index, level, ends = above_zero(counts, theta)
         w = np.ones(len(target)) if weight is None else weight / weight.mean()
         both = np.concatenate([np.repeat(w[:, None], C, 1), np.where(target[:, None] == np.arange(C), w[:, None], -w[:, None])], 1).astype(np.float32)
@@ -163,17 +192,23 @@ class JointBoost:
             _reweigh(counts[columns[j]] >= theta[t], below, above, target, both)
             stumps.append((columns[j], theta[t], below, above))
         self.column_, self.theta_, self.below_, self.above_ = (np.array(v) for v in zip(*stumps))
+        self.questions_ = len(counts)
         return self
 
     @classmethod
-    def of(cls, arrays: dict[str, np.ndarray]) -> JointBoost | None:
-        """Return the booster of saved stumps, or None of none."""
-        booster = cls(len(arrays.get("column_", ())))
-        booster.__dict__ |= arrays
-        return booster if arrays else None
+    def of(cls, arrays: dict[str, np.ndarray], questions: int) -> JointBoost | None:
+        """Return the booster of saved stumps on so many questions, or None of none; KeyError or ValueError for arrays that are no stumps."""
+        if not arrays:
+            return None
+        booster = cls(len(arrays["column_"]))
+        booster.__dict__ |= {k: arrays[k] for k in STUMPS} | {"questions_": questions}
+        if not all(len(arrays[k]) == booster.rounds for k in STUMPS) or arrays["below_"].shape != arrays["above_"].shape or not 0 <= arrays["column_"].min() <= arrays["column_"].max() < questions:
+            raise ValueError(f"stumps of unequal number, or about other than {questions} questions")
+        return booster
 
     def decision(self, counts: np.ndarray) -> np.ndarray:
-        """Return H, (C, N), of counts (M, N)."""
+        """Return H, (C, N), of counts (M, N) of the M questions that it was fitted to; ValueError for others, or before ``fit``."""
+        require_counts(self, counts)
         out = np.zeros((counts.shape[1], self.below_.shape[1]), np.float32)
         _decide(counts, self.column_, self.theta_, self.below_, self.above_, out)
         return out.T
@@ -190,14 +225,16 @@ class HistBoost:
         self.rounds, self.seed = rounds, seed
 
     def fit(self, counts: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, classes: int | None = None) -> HistBoost:
-        """Learn as `JointBoost.fit` does."""
-        self.column_, self.classes = np.arange(len(counts)), classes or int(target.max()) + 1
+        """Learn as `JointBoost.fit` does, errors too; rows of one class grow no tree, and that class is the answer."""
+        self.classes_ = require_rows(self, counts, target, weight, classes)
+        self.column_, self.questions_, self.seen_ = np.arange(len(counts)), len(counts), np.unique(target)
         trees = HistGradientBoostingClassifier(max_iter=self.rounds, max_leaf_nodes=8, early_stopping=False, random_state=self.seed)
-        self.trees_ = trees.fit(counts.T, target, sample_weight=weight)
+        self.trees_ = trees.fit(counts.T, target, sample_weight=weight) if len(self.seen_) > 1 else None
         return self
 
     def log_likelihood(self, counts: np.ndarray) -> np.ndarray:
-        """Return log p of each class, (C, N)."""
-        out = np.full((self.classes, counts.shape[1]), -20.0, np.float32)
-        out[self.trees_.classes_] = np.log(self.trees_.predict_proba(counts.T).T + 1e-9)
+        """Return log p of each class, (C, N); -20 for classes that no row was of; errors as `JointBoost.decision`."""
+        require_counts(self, counts)
+        out = np.full((self.classes_, counts.shape[1]), -20.0, np.float32)
+        out[self.seen_] = np.log(self.trees_.predict_proba(counts.T).T + 1e-9) if self.trees_ else 0.0
         return out

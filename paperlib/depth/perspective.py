@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +31,13 @@ from .joint_boost import STUMPS, HistBoost, JointBoost
 from .pixel_features import COLOURS, DESCRIPTORS, Columns, Vocabulary, draw_columns, rectangle_counts
 
 # %% auto #0
-__all__ = ['CLASSES', 'STRUCTURE', 'PAPER', 'SCORES', 'UNSEEN', 'depth_levels', 'level_of', 'rescaled', 'Pixels', 'draw_pixels',
-           'Rows', 'canonical_rows', 'balanced', 'Eye', 'focal_of', 'rows_for', 'boosted', 'grid_points', 'voters',
-           'decode', 'require_settings', 'StoredClassifier', 'DepthMaps', 'CanonicalDepthClassifier', 'room_frames',
-           'PerspectivePreset', 'load_frames', 'relabel', 'folder_frames', 'settings_of', 'evaluate', 'class_recall',
-           'constant_scores', 'beside_eigen', 'shifts', 'experiment']
+__all__ = ['WHOLE', 'CLASSES', 'STRUCTURE', 'PAPER', 'SCORES', 'UNSEEN', 'depth_levels', 'level_of', 'shares', 'rescaled',
+           'Pixels', 'draw_pixels', 'Rows', 'canonical_rows', 'balanced', 'Eye', 'focal_of', 'seed_of', 'rows_for',
+           'learnable', 'boosted', 'grid_points', 'voters', 'decode', 'require_settings', 'require_pictures',
+           'require_focal', 'require_points', 'require_frames', 'StoredClassifier', 'DepthMaps',
+           'CanonicalDepthClassifier', 'room_frames', 'PerspectivePreset', 'load_frames', 'relabel', 'folder_frames',
+           'settings_of', 'evaluate', 'class_recall', 'constant_scores', 'beside_eigen', 'shifts', 'measurable',
+           'experiment']
 
 # %% ../../nbs/depth/perspective.ipynb #levels
 def depth_levels(near: float, ratio: float, levels: int) -> np.ndarray:
@@ -42,17 +46,29 @@ def depth_levels(near: float, ratio: float, levels: int) -> np.ndarray:
 
 
 def level_of(depth: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Return the index of the nearest level in the logarithm, -1 for what is unknown or more than half a step outside of the grid."""
+    """Return the index of the nearest level in the logarithm, -1 for what is unknown or more than half a step outside of the grid; ValueError for a grid of one level."""
+    if len(grid) < 2:
+        raise ValueError(f"level_of: a grid of {len(grid)} levels has no step, expected two at least")
     step = np.log(grid[1] / grid[0])
-    index = np.rint(np.log(np.where(depth > 0, depth, 1e-9) / grid[0]) / step).astype(np.int64)
+    index = np.rint(np.log(np.where((depth > 0) & np.isfinite(depth), depth, 1e-9) / grid[0]) / step).astype(np.int64)
     return np.where((index >= 0) & (index < len(grid)), index, -1)
 
 # %% ../../nbs/depth/perspective.ipynb #rescaled
+def shares(n: int, factor: float, blocks: int) -> Tensor:
+    """Return how much of each of n pixels lies in each block of 1 / factor pixels, (blocks, n), the last pixel going on without end."""
+    edge, pixel = torch.arange(blocks + 1, dtype=torch.float64) / factor, torch.arange(n, dtype=torch.float64)
+    return (torch.minimum(edge[1:, None], (pixel + 1).where(pixel < n - 1, torch.inf)) - torch.maximum(edge[:-1, None], pixel)).clamp(min=0)
+
+
 def rescaled(rgb: Tensor, factor: float, resampling: str = "smooth", least: int = 4) -> np.ndarray:
-    """Return a picture (3, H, W) at ``factor`` times its size, (h, w, 3): antialiased and bilinear ("smooth"), or block means and repeated pixels ("blocks")."""
-    size = [max(least, round(n * factor)) for n in rgb.shape[1:]]
+    """Return a picture (3, H, W) at ``factor`` times its size, (h, w, 3): antialiased and bilinear ("smooth"), or means of whole blocks ("blocks").
+
+    Blocks are squares of 1 / factor pixels; where they reach beyond the picture, its last row and column are repeated, so h and w are rounded up.
+    """
     if resampling == "blocks":  # sums of float32 pixels are exact in float64, so means of repeated pixels are equal to the last bit
-        return F.interpolate(rgb[None].double(), size, mode="area")[0].float().clamp(0, 1).movedim(0, -1).cpu().numpy()
+        rows, columns = (shares(n, factor, max(least, int(np.ceil(n * factor - 1e-9)))) for n in rgb.shape[1:])
+        return (rows @ rgb.double().cpu() @ columns.T * factor**2).float().clamp(0, 1).movedim(0, -1).numpy()
+    size = [max(least, round(n * factor)) for n in rgb.shape[1:]]
     return F.interpolate(rgb[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1).movedim(0, -1).cpu().numpy()
 
 # %% ../../nbs/depth/perspective.ipynb #pixels
@@ -153,15 +169,22 @@ class Eye:
         self.columns = [draw_columns(columns, words, reach, rectangles, 4, seed + 1 + i) for i in range(len(spaces))]
         return self
 
+    def factors(self, focal: float | None = None) -> np.ndarray:
+        """Return by what a picture through a lens is rescaled at every level, and last at the fixed scale, (levels + 1,)."""
+        return np.append(self.grid, self.fixed_depth) / self.canonical_depth * self.focal / (self.focal if focal is None else focal)
+
     def pyramid(self, rgb: Tensor, focal: float | None = None) -> list[np.ndarray]:
         """Return the words of a picture (3, H, W) in [0, 1] at every level, and last at the fixed scale: arrays (4 x spaces, h, w)."""
         small = np.uint8 if self.vocabularies[0].words <= 256 else np.uint16
-        factors = np.append(self.grid, self.fixed_depth) / self.canonical_depth * self.focal / (focal or self.focal)
-        pictures = (rescaled(rgb, s, self.resampling) for s in factors)
+        pictures = (rescaled(rgb, s, self.resampling) for s in self.factors(focal))
         return [np.concatenate([v(p) for v in self.vocabularies]).astype(small) for p in pictures]
 
+    def covered(self, words: np.ndarray, size: Sequence[int], level: int, focal: float | None = None) -> Sequence[float]:
+        """Return how many rows and columns of a picture of ``size`` its words at a level cover: all of them, or whole blocks, which may be more."""
+        return size if self.resampling == "smooth" else np.array(words.shape[1:]) / self.factors(focal)[level]
+
     def count(self, words: np.ndarray, at: np.ndarray, size: Sequence[int], space: int, asked: np.ndarray | None = None) -> np.ndarray:
-        """Return the counts (M, N) of pixels ``at`` (N, 2) of a picture of ``size``, in its words at one level; only of the questions ``asked``, else 0."""
+        """Return the counts (M, N) of pixels ``at`` (N, 2), in words at one level that cover ``size`` rows and columns of pixels; only of the questions ``asked``, else 0."""
         points = np.floor(at * np.array(words.shape[1:]) / np.array(size)).astype(np.int32)
         words, columns = words[4 * space:4 * space + 4], self.columns[space]
         if asked is None:
@@ -174,12 +197,13 @@ class Eye:
         """Return the counts (M, N) of all rows, (picture, level) after (picture, level)."""
         key = pixels.picture[rows.of] * (len(self.grid) + 1) + rows.level
         order = np.argsort(key, kind="stable")
-        out, last, pyramid = np.empty((len(self.columns[space]), len(order)), np.uint16), -1, None
+        out, last = np.empty((len(self.columns[space]), len(order)), np.uint16), -1
         for group in np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else ():
-            i = pixels.picture[rows.of[group[0]]]
+            i, level = pixels.picture[rows.of[group[0]]], rows.level[group[0]]
             if i != last:
-                last, pyramid = i, self.pyramid(frames.rgb[i], focal_of(frames, i)) if pyramids is None else pyramids[i]
-            out[:, group] = self.count(pyramid[rows.level[group[0]]], pixels.at[rows.of[group]], frames.rgb.shape[2:], space)
+                last, focal = i, focal_of(frames, i)
+                pyramid = self.pyramid(frames.rgb[i], focal) if pyramids is None else pyramids[i]
+            out[:, group] = self.count(pyramid[level], pixels.at[rows.of[group]], self.covered(pyramid[level], frames.rgb.shape[2:], level, focal), space)
         return out
 
 
@@ -188,13 +212,42 @@ def focal_of(frames: Frames, i: int) -> float:
     return float(frames.camera.K[i if len(frames.camera) > 1 else 0, 0, 0])
 
 # %% ../../nbs/depth/perspective.ipynb #rows-for
+def seed_of(random_state: int | None) -> int:
+    """Return the seed, or a new one for None."""
+    return int(np.random.default_rng().integers(2**31)) if random_state is None else int(random_state)
+
+
 def rows_for(model: CanonicalDepthClassifier, pixels: Pixels, grid: np.ndarray) -> tuple[Rows, int]:
     """Return what a classifier of these settings is trained on, and its number of classes."""
     if model.scaling != "none":
         classes = model.classes if model.target == "joint" else 0
-        return canonical_rows(pixels, grid, model.negatives, model.tau, classes, model.random_state), max(1, classes) + 1
+        return canonical_rows(pixels, grid, model.negatives, model.tau, classes, seed_of(model.random_state)), max(1, classes) + 1
     target, count = (level_of(pixels.depth, grid), len(grid)) if model.target == "depth" else (pixels.label, model.classes)
     return Rows(np.arange(len(pixels)), np.full(len(pixels), len(grid)), target, np.ones(len(pixels))), count
+
+
+def learnable(model: CanonicalDepthClassifier, pixels: Pixels, frames: Frames, grid: np.ndarray) -> Pixels:
+    """Return the pixels that a classifier of these settings can learn from: with a label where labels are learnt, and a depth on the grid where depth is.
+
+    Raises
+    ------
+    ValueError
+        Pixels that are not in the frames, labels out of range, no such pixel, or only one depth to tell from none.
+    """
+    n, known = len(pixels), pixels.picture.dtype.kind in "iu" and (not len(pixels) or 0 <= pixels.picture.min() <= pixels.picture.max() < len(frames))
+    if not known or any(v.shape != (n, *more) for v, more in zip(pixels, ((), (2,), (), ()))):
+        raise ValueError(f"fit: expected pixels of pictures 0 to {len(frames) - 1}, all fields of one length, got pictures {pixels.picture.min()} to {pixels.picture.max()} and {[v.shape for v in pixels]}")
+    require_points(pixels.at, frames.rgb.shape[2:], "fit")
+    if model.target != "depth":
+        pixels = pixels[pixels.label >= 0]
+        if not len(pixels) or pixels.label.max() >= model.classes:
+            raise ValueError(f"target={model.target!r}: expected pixels with labels of 0 to {model.classes - 1}, got {f'labels up to {pixels.label.max()}' if len(pixels) else f'none among {n} pixels'}")
+    if model.target != "label":
+        level = level_of(pixels.depth, grid)
+        pixels, found = pixels[level >= 0], np.unique(level[level >= 0])
+        if len(found) < 2:
+            raise ValueError(f"target={model.target!r}: expected pixels at several depths from {grid[0]:.3g} to {grid[-1]:.3g} m, got {f'only {grid[found[0]]:.3g} m' if len(found) else 'none there'} among {n} pixels; no depth can be told from others")
+    return pixels
 
 
 def boosted(model: CanonicalDepthClassifier, counts: np.ndarray, rows: Rows, part: np.ndarray, classes: int) -> JointBoost | HistBoost | None:
@@ -202,7 +255,8 @@ def boosted(model: CanonicalDepthClassifier, counts: np.ndarray, rows: Rows, par
     if not part.any():
         return None
     weight = balanced(rows.target[part], rows.weight[part], model.balance, None if model.scaling == "none" else classes - 1)
-    booster = JointBoost(model.rounds, model.candidates, seed=model.random_state) if model.booster == "joint" else HistBoost(model.rounds, model.random_state)
+    seed = seed_of(model.random_state)
+    booster = JointBoost(model.rounds, model.candidates, seed=seed) if model.booster == "joint" else HistBoost(model.rounds, seed)
     return booster.fit(counts if part.all() else counts[:, part], rows.target[part], weight, classes)
 
 # %% ../../nbs/depth/perspective.ipynb #voting
@@ -232,27 +286,72 @@ def decode(scores: np.ndarray, log_prior: np.ndarray | float = 0.0) -> tuple[np.
     return logsumexp(scores + prior, axis=1).argmax(0), logsumexp(scores, axis=0).argmax(0)
 
 # %% ../../nbs/depth/perspective.ipynb #require-settings
+WHOLE = ("levels", "words", "columns", "rectangles", "reach", "rounds", "candidates", "negatives", "pixels", "stride", "segments", "classes")
+
+
 def require_settings(model: CanonicalDepthClassifier, frames: Frames) -> None:
     """Raise ValueError for settings or frames that cannot be learnt from; the message names the first."""
     m, words = model, {"target": ("depth", "joint", "label"), "scaling": ("canonical", "untied", "none"), "booster": ("joint", "hist"), "resampling": ("smooth", "blocks")}
     for name, known in words.items():
         if getattr(m, name) not in known:
             raise ValueError(f"{name}={getattr(m, name)!r}: expected one of {', '.join(known)}")
-    if wrong := [s for s in m.spaces if s not in COLOURS] or ([] if m.spaces else ["none"]):
+    if wrong := [s for s in m.spaces if s not in COLOURS] or ([] if m.spaces else ["none"]) if isinstance(m.spaces, (tuple, list)) else [m.spaces]:
         raise ValueError(f"spaces={m.spaces!r}: {wrong[0]!r} is none of {', '.join(COLOURS)}")
-    limits = {"near": (1e-6, 1e6), "ratio": (1.001, 4), "levels": (2, 200), "canonical_depth": (1e-6, 1e6), "fixed_depth": (1e-6, 1e6), "words": (2, 65535), "columns": (1, 10**7), "rectangles": (1, 10**6),
-              "reach": (1, 127), "rounds": (1, 10**6), "candidates": (1, 10**7), "negatives": (1, 1000), "tau": (1e-9, 10), "balance": (0, 2), "pixels": (2, 10**9), "stride": (1, 1000), "segments": (0, 10**6)}
+    limits = {"near": (1e-6, 1e6), "ratio": (1.001, 4), "levels": (2, 200), "canonical_depth": (1e-6, 1e6), "fixed_depth": (1e-6, 1e6), "words": (2, 20000), "columns": (1, 10**7), "rectangles": (1, 10**6),
+              "reach": (1, 127), "classes": (0, 10**6), "rounds": (1, 10**6), "candidates": (1, 10**7), "negatives": (1, 1000), "tau": (1e-9, 10), "balance": (0, 2), "pixels": (2, 10**9), "stride": (1, 1000), "segments": (0, 10**6)}
     for name, (low, high) in limits.items():
-        if isinstance(getattr(m, name), bool) or not isinstance(getattr(m, name), (int, float, np.integer, np.floating)) or not low <= getattr(m, name) <= high:
-            raise ValueError(f"{name}={getattr(m, name)!r}: expected a value from {low:g} to {high:g}")
+        value, kind = getattr(m, name), Integral if name in WHOLE else Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            raise ValueError(f"{name}={value!r}: expected {'a whole number' if name in WHOLE else 'a value'} from {low:g} to {high:g}")
+    if m.random_state is not None and (isinstance(m.random_state, bool) or not isinstance(m.random_state, Integral) or not 0 <= m.random_state < 2**31):
+        raise ValueError(f"random_state={m.random_state!r}: expected a whole number of 0 to {2**31 - 1}, or None for a new seed")
     if (m.target, m.scaling) in (("joint", "none"), ("label", "canonical"), ("label", "untied"), ("joint", "untied")):
         raise ValueError(f"target={m.target!r} does not go with scaling={m.scaling!r}: joint needs 'canonical', label needs 'none'")
-    if frames.camera is None:
-        raise ValueError("frames have no camera: the focal length says how large a metre is in the picture")
+    require_frames(frames)
     if m.target != "depth" and frames.semantic is not None and frames.semantic.max() >= m.classes >= 2:
         raise ValueError(f"labels go up to {int(frames.semantic.max())}, but classes={m.classes}: expected labels of 0 to classes - 1, and -1 for none")
     if m.target != "depth" and (frames.semantic is None or m.classes < 2):
         raise ValueError(f"target={m.target!r} needs frames with labels and classes >= 2, got classes={m.classes} and {'no labels' if frames.semantic is None else 'labels'}")
+
+# %% ../../nbs/depth/perspective.ipynb #require-pictures
+def require_pictures(rgb: Tensor, who: str, ndim: int = 4) -> None:
+    """Raise ValueError for what is no batch of pictures (B, 3, H, W), or with ``ndim`` 3 no picture (3, H, W), float in [0, 1]."""
+    if not isinstance(rgb, Tensor) or rgb.ndim != ndim or rgb.shape[-3] != 3 or not rgb.numel() or not rgb.is_floating_point() or not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3:
+        got = type(rgb).__name__ if not isinstance(rgb, Tensor) else f"{tuple(rgb.shape)} of {rgb.dtype}" + (f" from {rgb.min().item():g} to {rgb.max().item():g}" if rgb.numel() else "")
+        raise ValueError(f"{who}: expected {'pictures (B, 3, H, W)' if ndim == 4 else 'a picture (3, H, W)'}, float in [0, 1], got {got}")
+
+
+def require_focal(focal: float | None, who: str) -> float | None:
+    """Return a focal length as a float, or None; ValueError unless it is above 0 and finite."""
+    try:
+        value = None if focal is None else float(focal)
+    except (TypeError, ValueError, RuntimeError):
+        value = np.nan
+    if value is not None and not 0 < value < np.inf:
+        raise ValueError(f"{who}: expected a focal length above 0, in pixels, got {focal!r}")
+    return value
+
+
+def require_points(at: np.ndarray, size: Sequence[int], who: str) -> np.ndarray:
+    """Return rows and columns (N, 2) as floats; ValueError for another shape, or a point outside of a picture of ``size``."""
+    at = np.asarray(at, np.float64)
+    if at.ndim != 2 or at.shape[1] != 2 or not ((at >= 0) & (at <= np.array(size))).all():
+        raise ValueError(f"{who}: expected points (N, 2), rows and columns inside of {tuple(size)} pixels, got {at.shape}{f' of {at.min():g} to {at.max():g}' if at.size else ''}")
+    return at
+
+
+def require_frames(frames: Frames) -> None:
+    """Raise ValueError for what is no `Frames` with pictures, depth and a camera; the message names the first."""
+    if not isinstance(frames, Frames):
+        raise ValueError(f"fit: expected Frames, which hold pictures, depth and a camera, got {type(frames).__name__}")
+    require_pictures(frames.rgb, "fit")
+    for name, value in {"depth": frames.depth, "mask": frames.mask}.items():
+        if not isinstance(value, Tensor) or value.shape != (len(frames), 1, *frames.rgb.shape[2:]):
+            raise ValueError(f"fit: expected {name} (B, 1, H, W) of {len(frames)} pictures, got {tuple(value.shape) if isinstance(value, Tensor) else value}")
+    if frames.camera is None:
+        raise ValueError("frames have no camera: the focal length says how large a metre is in the picture")
+    for i in range(len(frames)):
+        require_focal(focal_of(frames, i), "fit")
 
 # %% ../../nbs/depth/perspective.ipynb #stored
 class StoredClassifier(BaseEstimator):
@@ -284,7 +383,7 @@ class StoredClassifier(BaseEstimator):
             eye.vocabularies = [Vocabulary({k: part(f"{s}.centres.")[k] for k in DESCRIPTORS}, part(f"{s}.scales."), space) for s, space in enumerate(model.spaces)]
             eye.columns = [Columns(**part(f"{s}.columns.")) for s in range(len(model.spaces))]
             model.eye_, model.log_prior_, n = eye, arrays["log_prior"], model.levels if model.scaling == "untied" else 1
-            model.boosters_ = [[JointBoost.of(part(f"{s}.{i}.")) for i in range(n)] for s in range(len(model.spaces))]
+            model.boosters_ = [[JointBoost.of(part(f"{s}.{i}."), len(eye.columns[s])) for i in range(n)] for s in range(len(model.spaces))]
         except (KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{path} holds no classifier that save() wrote: {error}") from error
         return model
@@ -299,10 +398,9 @@ class DepthMaps(StoredClassifier):
 
     def predict_both(self, rgb: Tensor, focal: Tensor | float | None = None, pyramids: Sequence | None = None) -> tuple[Tensor, Tensor]:
         """Return depth (B, 1, H, W), metres, and label (B, H, W) of pictures; 0 where there is only one."""
-        if not isinstance(rgb, Tensor) or rgb.ndim != 4 or rgb.shape[1] != 3 or not len(rgb) or not rgb.is_floating_point() or not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3:
-            raise ValueError(f"predict: expected pictures (B, 3, H, W), float in [0, 1], got {f'{tuple(rgb.shape)} of {rgb.dtype}' if isinstance(rgb, Tensor) else type(rgb).__name__}")
-        focals = [focal] * len(rgb) if focal is None or np.ndim(focal) == 0 else [float(f) for f in focal]
-        if len(focals) != len(rgb) or any(f is not None and not f > 0 for f in focals):
+        require_pictures(rgb, "predict")
+        focals = [require_focal(f, "predict") for f in ([focal] * len(rgb) if focal is None or np.ndim(focal) == 0 else focal)]
+        if len(focals) != len(rgb):
             raise ValueError(f"predict: expected a focal length above 0, one or {len(rgb)}, got {focal}")
         maps = [self.paint(x, self.predict_scores(x, None, f, None if pyramids is None else pyramids[i])) for i, (x, f) in enumerate(zip(rgb, focals))]
         return tuple(torch.stack(v) for v in zip(*maps))
@@ -334,7 +432,7 @@ class CanonicalDepthClassifier(DepthMaps):
     pixels : drawn from the training pictures if none are given
     resampling : "smooth" or "blocks"
     stride, segments : a prediction asks every ``stride``-th pixel and lets about ``segments`` superpixels vote; 0 segments: no vote
-    random_state : seed of all that is random
+    random_state : seed of all that is random; None takes a new one at each ``fit``
 
     Attributes
     ----------
@@ -355,7 +453,7 @@ class CanonicalDepthClassifier(DepthMaps):
     def open_eye(self, frames: Frames) -> Eye:
         """Return levels, words and questions for pictures such as these."""
         eye = Eye(depth_levels(self.near, self.ratio, self.levels), focal_of(frames, 0), self.canonical_depth, self.fixed_depth, self.resampling)
-        return eye.learn(frames, self.words, self.spaces, self.columns, self.reach, self.rectangles, self.random_state)
+        return eye.learn(frames, self.words, self.spaces, self.columns, self.reach, self.rectangles, seed_of(self.random_state))
 
     def fit(self, frames: Frames, pixels: Pixels | None = None, pyramids: Sequence[list[np.ndarray]] | None = None, eye: Eye | None = None) -> CanonicalDepthClassifier:
         """Learn from pictures with depth, a camera and, for labels, ``semantic``.
@@ -370,12 +468,12 @@ class CanonicalDepthClassifier(DepthMaps):
         Raises
         ------
         ValueError
-            A setting that makes no sense, frames without a camera, or no labels where labels are to be learnt.
+            A setting that makes no sense, no pictures, pixels outside of them, frames without a camera, no labels where labels are to be learnt, or one depth alone where depth is.
         """
         require_settings(self, frames)
         eye = self.open_eye(frames) if eye is None else eye
-        pixels = draw_pixels(frames, self.pixels, eye.grid, self.random_state) if pixels is None else pixels
-        pixels = pixels[pixels.label >= 0] if self.target != "depth" else pixels
+        pixels = draw_pixels(frames, self.pixels, eye.grid, seed_of(self.random_state)) if pixels is None else pixels
+        pixels = learnable(self, pixels, frames, eye.grid)
         rows, classes = rows_for(self, pixels, eye.grid)
         parts = [rows.level == k for k in range(self.levels)] if self.scaling == "untied" else [np.ones(len(rows.of), bool)]
         share = np.bincount(pixels.label, minlength=self.classes) / len(pixels) if self.target == "joint" else np.ones(1)
@@ -402,15 +500,15 @@ class CanonicalDepthClassifier(DepthMaps):
         Raises
         ------
         ValueError
-            It was not fitted, or no picture.
+            It was not fitted, no float picture in [0, 1], points outside of it, or a focal length that is not above 0.
         """
         if not hasattr(self, "boosters_"):
             raise ValueError("CanonicalDepthClassifier is not fitted: call fit first")
-        if rgb.ndim != 3 or len(rgb) != 3:
-            raise ValueError(f"predict_scores: expected a picture (3, H, W), got {tuple(rgb.shape)}")
-        points = grid_points(rgb.shape[1:], self.stride) if points is None else points
+        require_pictures(rgb, "predict_scores", 3)
+        focal = require_focal(focal, "predict_scores")
+        points = grid_points(rgb.shape[1:], self.stride) if points is None else require_points(points, rgb.shape[1:], "predict_scores")
         pyramid = self.eye_.pyramid(rgb, focal) if pyramid is None else pyramid
-        ask = lambda s, k, b: b.log_likelihood(self.eye_.count(pyramid[k], points, rgb.shape[1:], s, np.unique(b.column_)))
+        ask = lambda s, k, b: b.log_likelihood(self.eye_.count(pyramid[k], points, self.eye_.covered(pyramid[k], rgb.shape[1:], k, focal), s, np.unique(b.column_)))
         if self.scaling == "none":
             scores = sum(ask(s, -1, b[0]) for s, b in enumerate(self.boosters_)) / len(self.boosters_)
             return scores[:, None] if self.target == "depth" else scores[None]
@@ -471,7 +569,7 @@ class PerspectivePreset(Preset):
         if (self.data == "folder") != bool(self.folder):
             raise ValueError(f"folder={self.folder!r} with data={self.data!r}: data=folder needs the folder of train/ and test/, others none")
         limits = {"frames": (1, 1e6), "test_frames": (1, 1e6), "height": (24, 4096), "near": (1e-6, 1e6), "ratio": (1.001, 4), "levels": (2, 200), "canonical": (0.01, 100), "keep": (0, 1),
-                  "pixels": (100, 1e9), "words": (2, 65535), "columns": (1, 1e7), "rectangles": (1, 1e6), "reach": (1, 1e4), "rounds": (1, 1e6), "candidates": (1, 1e7), "negatives": (1, 1000),
+                  "pixels": (100, 1e9), "words": (2, 20000), "columns": (1, 1e7), "rectangles": (1, 1e6), "reach": (1, 127), "rounds": (1, 1e6), "candidates": (1, 1e7), "negatives": (1, 1000),
                   "tau": (1e-9, 10), "balance": (0, 2), "stride": (1, 1000), "segments": (0, 1e6), "far": (0, 1e6), "classes": (2, 1000)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -493,7 +591,7 @@ PAPER = Paper(
         "smoke": PerspectivePreset(data="rooms", frames=16, test_frames=6, height=72, reach=20, words=24, columns=400, rounds=40, candidates=60, pixels=2000, time="under a minute on one CPU core", memory="1 GB", hardware="CPU"),
         "small": PerspectivePreset(data="rooms", time="about 4 minutes on two CPU cores", memory="2 GB", hardware="CPU"),
         "paper": PerspectivePreset(data="nyu", frames=795, test_frames=654, height=480, reach=127, words=512, spaces=("lab", "luv", "grey", "opponent", "rgb"), columns=20000, rounds=5000, candidates=1200, pixels=100000,
-                                   stride=5, segments=400, keep=1.0, time="not measured", memory="about 40 GB, reckoned: counts of 20,000 questions for 400,000 rows, and words of all pictures", hardware="CPU"),
+                                   stride=5, segments=400, keep=1.0, time="not measured", memory="about 95 GB, reckoned: 67 for the words of all pictures, 16 for the counts of 20,000 questions in 400,000 rows, and lists of those that are not small", hardware="CPU"),
     },
     claims=(
         Claim("rare-depths", "At depths whose pixels were held back in training, one canonical classifier beats depths as classes: delta_1, equal features, rounds and pixels", "abstract", "delta_1", "unseen rooms, held-back depths", ours="rare_delta_1 - per_depth_rare_delta_1", trend="rare_delta_1 > per_depth_rare_delta_1"),
@@ -662,18 +760,31 @@ def shifts(model: CanonicalDepthClassifier, test: Frames, name: str, steps: int 
 UNSEEN = 987654  # seed of the rooms that all runs are measured on
 
 
+def measurable(test: Frames, grid: np.ndarray) -> Frames:
+    """Return the test pictures with a depth on the grid; a warning names the others, and if none is left it is a ValueError."""
+    at = [bool((test.mask[i].cpu().numpy() & (level_of(test.depth[i].cpu().numpy(), grid) >= 0)).any()) for i in range(len(test))]
+    without = f"no depth from {grid[0]:.3g} to {grid[-1]:.3g} m, the levels of the training set, in {', '.join(n for n, fine in zip(test.names, at) if not fine)}"
+    if not any(at):
+        raise ValueError(f"{without}: no test picture can be scored")
+    if not all(at):
+        warnings.warn(f"{without}: left out of all scores", stacklevel=2)
+    return test if all(at) else Frames.cat([test[i] for i, fine in enumerate(at) if fine])
+
+
 def experiment(preset: PerspectivePreset, seed: int, device: torch.device) -> dict:
     """Train the canonical classifier and what it is compared with on the same pixels, and measure them on the same pictures."""
     train, test = load_frames(preset, seed)
     settings = settings_of(preset, train, seed)
     grid, labelled = depth_levels(*(settings[k] for k in ("near", "ratio", "levels"))), train.semantic is not None
     held = (grid < preset.common[0]) | (grid > preset.common[1]) if preset.data == "rooms" else np.zeros(len(grid), bool)
+    scored = measurable(test, grid)
+    skipped, test = {} if preset.data == "rooms" else {"frames_skipped": float(len(test) - len(scored))}, scored
     more = draw_pixels(train, preset.pixels * (1 + preset.negatives), grid, seed, np.where(held, preset.keep, 1.0))
     pixels = more[:preset.pixels]
     eye = CanonicalDepthClassifier(**settings).open_eye(train)
     seen, unseen = ([eye.pyramid(f.rgb[i], focal_of(f, i)) for i in range(len(f))] for f in (train, test))
     make = lambda use, **changed: CanonicalDepthClassifier(**(settings | changed)).fit(train, use, seen, eye)
-    result = constant_scores(test, grid, pixels) | {"train_share_held": float(held[level_of(pixels.depth, grid)].mean())}
+    result = constant_scores(test, grid, pixels) | skipped | {"train_share_held": float(held[level_of(pixels.depth, grid)].mean())}
     kinds = {"": (pixels, {}), "untied_": (pixels, {"scaling": "untied"}), "per_depth_": (pixels, {"scaling": "none"}), "per_depth_rows_": (more, {"scaling": "none"})}
     kinds |= {"joint_": (pixels, {"target": "joint"}), "label_": (pixels, {"scaling": "none", "target": "label"})} if labelled else {}
     for name, (use, changed) in kinds.items():

@@ -37,10 +37,12 @@ def colour_planes(rgb: np.ndarray, space: str = "lab") -> np.ndarray:
     Raises
     ------
     ValueError
-        No colour picture, or another space.
+        No colour picture, one that is not float in [0, 1], or another space.
     """
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise ValueError(f"colour_planes: expected a picture (H, W, 3), got {rgb.shape}")
+    if np.ndim(rgb) != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ValueError(f"colour_planes: expected a picture (H, W, 3), got {np.shape(rgb)}")
+    if not isinstance(rgb, np.ndarray) or rgb.dtype.kind != "f" or not -1e-3 <= rgb.min() <= rgb.max() <= 1 + 1e-3:
+        raise ValueError(f"colour_planes: expected an array of floats in [0, 1], got {rgb.dtype} of {float(rgb.min()):g} to {float(rgb.max()):g}")
     if space not in COLOURS:
         raise ValueError(f"colour space {space!r}: expected one of {', '.join(COLOURS)}")
     r, g, b = np.moveaxis(rgb, 2, 0)
@@ -121,7 +123,9 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, pictures: Sequence[np.ndarray], words: int, space: str = "lab", seed: int = 0, samples: int = 20000) -> Vocabulary:
-        """Find the words of pictures (H, W, 3) in [0, 1], from ``samples`` of their pixels, as many of each picture."""
+        """Find the words of pictures (H, W, 3) in [0, 1], from ``samples`` of their pixels, as many of each picture; ValueError without a picture, or with fewer pixels than words."""
+        if not len(pictures) or min(words, samples) < 1:
+            raise ValueError(f"Vocabulary: expected a picture, a word and a sample at least, got {len(pictures)}, {words} and {samples}")
         rng, found = np.random.default_rng(seed), {name: [] for name in DESCRIPTORS}
         for picture in pictures:
             planes = colour_planes(picture, space)
@@ -163,7 +167,9 @@ class Columns(NamedTuple):
 
 
 def draw_columns(n: int, words: int, reach: int, rectangles: int = 200, kinds: int = 4, seed: int = 0) -> Columns:
-    """Draw n questions over one set of random rectangles, of 2 to 2 ``reach`` pixels a side (uniform in the logarithm), inside the square of that half-width."""
+    """Draw n questions over one set of random rectangles, of 2 to 2 ``reach`` pixels a side (uniform in the logarithm), inside the square of that half-width; ValueError for a number below 1."""
+    if low := [f"{k}={v!r}" for k, v in {"n": n, "words": words, "reach": reach, "rectangles": rectangles, "kinds": kinds}.items() if not v >= 1]:
+        raise ValueError(f"draw_columns: {low[0]}, expected 1 at least")
     rng = np.random.default_rng(seed)
     side = np.exp(rng.uniform(np.log(2), np.log(2 * reach), (rectangles, 2))).round().astype(np.int32)
     corner = np.floor(rng.uniform(-reach, reach - side + 1)).astype(np.int32)
