@@ -24,8 +24,8 @@ from ..core.layers import DropPath, Mlp
 # %% auto #0
 __all__ = ['VARIANTS', 'RECIPES', 'Attention', 'Block', 'layers', 'grid_of', 'sincos_positions', 'resize_positions', 'PatchEmbed',
            'official_state', 'require_keys', 'read_official', 'to_huggingface', 'from_huggingface',
-           'huggingface_arguments', 'read_huggingface', 'ViT', 'warmup_cosine', 'layer_scales', 'parameter_groups',
-           'LARS', 'LinearProbe', 'recipe_optimizer', 'logistic_accuracy']
+           'huggingface_arguments', 'read_huggingface', 'ViT', 'take_state', 'read_classifier', 'warmup_cosine',
+           'layer_scales', 'parameter_groups', 'LARS', 'LinearProbe', 'recipe_optimizer', 'logistic_accuracy']
 
 # %% ../../nbs/masked/vit.ipynb #block
 class Attention(nn.Module):
@@ -289,7 +289,7 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[name] = value
     return found
 
-
+# %% ../../nbs/masked/vit.ipynb #huggingface-files
 def huggingface_arguments(config: Mapping | object | None = None) -> dict:
     """Return the arguments of `MAE` that a ViTMAEConfig (or that as a dict) tells: heads, target, and the epsilon of the normalisations, 1e-12 where it does not say."""
     config = config.to_dict() if hasattr(config, "to_dict") else config or {}
@@ -380,36 +380,44 @@ class ViT(nn.Module):
         config = {"img_size": embed.img_size, "patch_size": embed.patch_size, "in_chans": embed.in_chans, "embed_dim": D, "depth": len(encoder.blocks),
                   "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / D, "num_classes": num_classes} | changes
         model, state = cls(**config), {k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}
-        return model.take(state, embed.grid, spare=tuple(state))
-
-    def take(self, state: Mapping[str, Tensor], grid: tuple[int, int], new: tuple[str, ...] = ("head.", "fc_norm."), spare: tuple[str, ...] = ()) -> ViT:
-        """Load a state dict, positions resized from a grid; keys that begin with one of ``new`` may be missing (those layers stay new), with one of ``spare`` be left over."""
-        mine = self.state_dict()
-        found = {k: resize_positions(v, grid, self.patch_embed.grid) if k == "pos_embed" else v for k, v in state.items()}
-        require_keys(found, {k: v for k, v in mine.items() if k in found or not k.startswith(new)}, spare)
-        self.load_state_dict({k: found.get(k, v) for k, v in mine.items()})
-        return self
+        return take_state(model, state, embed.grid, spare=tuple(state))
 
     @classmethod
     def from_official(cls, source: Mapping | str | Path, **config) -> ViT:
-        """Read a file of the official repository: fine-tuned (with a head) or pre-trained, with or without a decoder (the head is new then).
+        """Read a file of the official repository, fine-tuned or pre-trained: see `read_classifier`."""
+        return read_classifier(cls, source, **config)
 
-        Raises
-        ------
-        ValueError
-            Neither of the two; or keys or shapes that do not belong to the configuration: named. Of a pre-trained file the decoder is left over, and
-            its ``norm`` where the mean of the patches is classified; of a fine-tuned one the head, where ``num_classes=0``.
-        """
-        model, state = cls(**config), official_state(source)
-        tuned = any(k.startswith(("head.", "fc_norm.")) for k in state)
-        if not tuned and (missing := [k for k in ("norm.weight", "norm.bias") if k not in state]):
-            raise ValueError(f"{missing[0]} is missing, and so are head.weight and fc_norm.weight: neither a pre-trained encoder nor a fine-tuned classifier")
-        if "pos_embed" in state and state["pos_embed"].ndim != 3:
-            raise ValueError(f"pos_embed has shape {tuple(state['pos_embed'].shape)}, expected 3 axes")
-        tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else -1
-        side = model.patch_embed.grid if tokens == model.pos_embed.shape[1] - 1 else (math.isqrt(max(0, tokens)),) * 2
-        spare = (("head.",) if config.get("num_classes") == 0 else ()) if tuned else ("norm.", "decoder_", "mask_token", "encoder_mask_token")
-        return model.take(state, side, () if tuned else ("head.", "fc_norm."), spare).eval()
+# %% ../../nbs/masked/vit.ipynb #classifier-files
+def take_state(model: ViT, state: Mapping[str, Tensor], grid: tuple[int, int], new: tuple[str, ...] = ("head.", "fc_norm."), spare: tuple[str, ...] = ()) -> ViT:
+    """Load a state dict, positions resized from a grid; keys that begin with one of ``new`` may be missing (those layers stay new), with one of ``spare`` be left over."""
+    mine = model.state_dict()
+    found = {k: resize_positions(v, grid, model.patch_embed.grid) if k == "pos_embed" else v for k, v in state.items()}
+    require_keys(found, {k: v for k, v in mine.items() if k in found or not k.startswith(new)}, spare)
+    model.load_state_dict({k: found.get(k, v) for k, v in mine.items()})
+    return model
+
+
+def read_classifier(cls: type[ViT], source: Mapping | str | Path, **config) -> ViT:
+    """Return a `ViT` (``cls``) with the weights of an official file, in eval mode: fine-tuned (with a head) or pre-trained, with or without a decoder (the head is new then).
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Neither of the two; or keys or shapes that do not belong to the configuration: named. Of a pre-trained file the decoder is left over, and
+        its ``norm`` where the mean of the patches is classified; of a fine-tuned one the head, where ``num_classes=0``.
+    """
+    model, state = cls(**config), official_state(source)
+    tuned = any(k.startswith(("head.", "fc_norm.")) for k in state)
+    if not tuned and (missing := [k for k in ("norm.weight", "norm.bias") if k not in state]):
+        raise ValueError(f"{missing[0]} is missing, and so are head.weight and fc_norm.weight: neither a pre-trained encoder nor a fine-tuned classifier")
+    if "pos_embed" in state and state["pos_embed"].ndim != 3:
+        raise ValueError(f"pos_embed has shape {tuple(state['pos_embed'].shape)}, expected 3 axes")
+    tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else -1
+    side = model.patch_embed.grid if tokens == model.pos_embed.shape[1] - 1 else (math.isqrt(max(0, tokens)),) * 2
+    spare = (("head.",) if config.get("num_classes") == 0 else ()) if tuned else ("norm.", "decoder_", "mask_token", "encoder_mask_token")
+    return take_state(model, state, side, () if tuned else ("head.", "fc_norm."), spare).eval()
 
 # %% ../../nbs/masked/vit.ipynb #schedule
 def warmup_cosine(epoch: float, lr: float, epochs: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
