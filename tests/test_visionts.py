@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
+from paperlib.core import notebooks
 from paperlib.core.data import dataset
 from paperlib.core.paper import Run, judge
 from paperlib.core.series import (
@@ -382,6 +383,19 @@ def test_an_override_of_the_presets_own_value_is_the_run_without():
     named = replace(first, ours="mse(data='etth1')", trend="mse(data='etth1') < mse_repeat(data='etth1')")
     assert judge(first, [plain]).verdict == judge(named, [plain]).verdict == "reproduced"
     assert judge(named, [replace(plain, overrides={"data": "etth2"}, values={"data": "etth2"})]).verdict == "not run"
+
+
+def test_a_run_is_given_no_override_that_changes_nothing(monkeypatch, tmp_path):
+    given = {}
+
+    def execute(source, target, parameters, progress):
+        given.update(parameters)
+        raise notebooks.RunFailed("seen enough")
+
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    with pytest.raises(notebooks.RunFailed, match="seen enough"):
+        notebooks.run_notebook(PAPER, "smoke", overrides={"data": "elnino", "stride": 2, "lr": 1e-3}, out=tmp_path)
+    assert given["overrides"] == {"stride": 2} and [p.name for p in (tmp_path / ".work" / "visionts").glob("*.lock")] == ["smoke-auto-s0-stride=2.lock"]
 
 
 def test_a_preset_with_a_period_of_one_warns():
