@@ -116,14 +116,43 @@ def test_parameter_counts_of_the_paper(variant, trainable, keys, encoder):
     assert sum(p.numel() for n, p in named.items() if not n.startswith(("decoder", "mask_token"))) == encoder
 
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
-def test_hugging_face_gives_the_same(tiny, tmp_path):
-    from safetensors.torch import save_file
+HUGGING_FACE = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")  # CI has it: settings.ini
+
+
+def port(**changes):
+    """Hugging Face's ViTMAE of the size of TINY, with weights of its own."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    config = ViTMAEConfig(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, decoder_hidden_size=16, decoder_num_hidden_layers=1,
-                          decoder_num_attention_heads=2, decoder_intermediate_size=64, layer_norm_eps=1e-6, mask_ratio=0.75)
-    theirs = ViTMAEForPreTraining(config)
+    torch.manual_seed(1)
+    return ViTMAEForPreTraining(ViTMAEConfig(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, decoder_hidden_size=16,
+                                             decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=64, mask_ratio=0.75, **changes)).eval()
+
+
+@HUGGING_FACE
+@pytest.mark.parametrize("eps", [None, 1e-6])
+def test_a_file_that_hugging_face_wrote_is_read(tmp_path, eps):
+    """Its own names in its own file, decoder blocks and all; the epsilon of its settings, 1e-12 by default: with 1e-6 patches of little contrast come out otherwise."""
+    theirs = port(**({} if eps is None else {"layer_norm_eps": eps}))
+    for parameter in theirs.vit.parameters():                                   # small features: what epsilon is matters
+        parameter.data.mul_(0.05)
+    theirs.save_pretrained(tmp_path)
+    x, noise, heads = torch.randn(2, 3, 16, 16), torch.rand(2, 16), {"num_heads": 2, "decoder_num_heads": 2}
+    with torch.no_grad():
+        wanted = theirs(x, noise=noise).logits
+        readings = {"folder": MAE.from_huggingface(tmp_path), "file": MAE.from_huggingface(tmp_path / "model.safetensors", theirs.config),
+                    "state": MAE.from_huggingface(theirs.state_dict(), **heads, **({} if eps is None else {"eps": eps}))}
+        for name, net in readings.items():
+            assert torch.allclose(net(x, 0.75, noise).pred, wanted, atol=2e-6), name
+        other = MAE.from_huggingface(theirs.state_dict(), **heads, eps=1e-6 if eps is None else 1e-12)
+        assert not torch.allclose(other(x, 0.75, noise).pred, wanted, atol=1e-3)
+
+
+@HUGGING_FACE
+def test_hugging_face_gives_the_same(tiny, tmp_path):
+    from safetensors.torch import save_file
+    from transformers import ViTMAEForPreTraining
+
+    theirs = port(layer_norm_eps=1e-6)
     layout = "module" if any(".q_proj." in k for k in theirs.state_dict()) else "files"
     theirs.load_state_dict(tiny.to_huggingface(layout))
     theirs.save_pretrained(tmp_path)
@@ -132,7 +161,8 @@ def test_hugging_face_gives_the_same(tiny, tmp_path):
     for net in (theirs.eval(), ViTMAEForPreTraining.from_pretrained(tmp_path).eval()):
         with torch.no_grad():
             assert torch.allclose(net(x, noise=noise).logits, tiny(x, 0.75, noise).pred, atol=1e-5)
-        again = MAE.from_huggingface(net.state_dict(), num_heads=2, decoder_num_heads=2)
+        again = MAE.from_huggingface(net.state_dict(), net.config)
+        assert again.norm.eps == 1e-6
         assert all(torch.equal(v, tiny.state_dict()[k]) for k, v in again.state_dict().items())
 
 
@@ -170,6 +200,12 @@ def test_a_file_with_an_encoder_only_fails_loudly_and_still_fine_tunes(tiny, tmp
     (lambda s: {k: v for k, v in s.items() if k != "blocks.0.norm1.bias"}, "lacks blocks.0.norm1.bias"),
     (lambda s: s | {"decoder_extra": torch.ones(1)}, "has decoder_extra"),
     (lambda s: s | {"decoder_pred.weight": torch.ones(3, 16)}, "decoder_pred.weight has shape"),
+    (lambda s: {k: v for k, v in s.items() if k != "decoder_embed.weight"}, "lacks decoder_embed.weight"),
+    (lambda s: {k: v for k, v in s.items() if not k.startswith(("decoder", "mask"))} | {"decoder_pos_embed": s["decoder_pos_embed"]}, "encoder only"),
+    (lambda s: s | {"pos_embed": torch.ones(24)}, r"pos_embed has shape \(24,\), expected 3 axes"),
+    (lambda s: s | {"patch_embed.proj.weight": torch.ones(24, 48)}, r"patch_embed.proj.weight has shape \(24, 48\)"),
+    (lambda s: s | {"blocks.0.mlp.fc1.weight": torch.ones(24)}, r"blocks.0.mlp.fc1.weight has shape \(24,\)"),
+    (lambda s: s | {"blocks.extra.w": torch.ones(2)}, "has blocks.extra.w"),
 ])
 def test_wrong_files_are_named(tiny, change, message):
     with pytest.raises(ValueError, match=message):
@@ -180,12 +216,70 @@ def test_missing_files_and_heads_are_named(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights"):
         MAE.from_official(tmp_path / "none.pth")
     (tmp_path / "page.pth").write_text("<html>not found</html>", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"page.pth: not a file of weights"):
+    with pytest.raises(ValueError, match=r"page.pth: not a whole file of weights"):
         MAE.from_official(tmp_path / "page.pth")
     with pytest.raises(ValueError, match="num_heads is not in the file"):
         MAE.from_official(tiny.to_official())
     with pytest.raises(ValueError, match=r"has shape .* this configuration has"):
         MAE.from_official(tiny.to_official(), num_heads=2, decoder_num_heads=2, img_size=32)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02h\x05.", b"\x80\x02X\xff\xff", "half"], ids=["empty", "no such memo", "cut off", "half"])
+def test_files_that_are_not_whole_are_named(tiny, tmp_path, content):
+    path = tmp_path / "broken.pth"
+    torch.save({"model": tiny.to_official()}, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    with pytest.raises(ValueError, match=r"broken.pth: not a whole file of weights"):
+        MAE.from_official(path)
+
+
+@pytest.mark.parametrize("layout, part", [("files", "attention.attention.{}.weight"), ("module", "attention.{}_proj.weight")])
+def test_a_missing_third_of_a_hugging_face_file_is_named(tiny, layout, part):
+    state = tiny.to_huggingface(layout)
+    for name in (("query", "key", "value") if layout == "files" else "qkv"):
+        gone = next(k for k in state if k.endswith(part.format(name)))
+        with pytest.raises(ValueError, match=f"lacks {gone}"):
+            MAE.from_huggingface({k: v for k, v in state.items() if k != gone}, num_heads=2, decoder_num_heads=2)
+
+
+def test_hugging_face_paths_and_settings_that_do_not_fit_are_named(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        MAE.from_huggingface("model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"{}")
+    with pytest.raises(ValueError, match="not a whole file of safetensors"):
+        MAE.from_huggingface(tmp_path)
+    with pytest.raises(ValueError, match="hidden_act='relu'"):
+        MAE.from_huggingface(tiny.to_huggingface(), {"hidden_act": "relu"})
+    with pytest.raises(ValueError, match="state dict of a ViTMAEForPreTraining, got a list"):
+        MAE.from_huggingface([1])
+
+
+def classifier_file(**config):
+    torch.manual_seed(0)
+    return ViT(16, 4, 3, 5, 24, 2, 2, **config).state_dict()
+
+
+@pytest.mark.parametrize("change, config, message", [
+    (lambda s: s, {"depth": 1}, "has blocks.1.attn.proj.bias and 11 more keys"),
+    (lambda s: s | {"blah.weight": torch.ones(2)}, {}, "has blah.weight, which"),
+    (lambda s: {k: v for k, v in s.items() if k != "head.weight"}, {}, "lacks head.weight"),
+    (lambda s: {k: v for k, v in s.items() if not k.startswith("head")}, {}, "lacks head.bias and 1 more"),
+    (lambda s: {k: v for k, v in s.items() if not k.startswith(("head", "fc_norm"))}, {}, "neither a pre-trained encoder nor a fine-tuned"),
+    (lambda s: s, {"global_pool": False}, "lacks norm.bias"),
+    (lambda s: s | {"pos_embed": torch.ones(24)}, {}, "expected 3 axes"),
+    (lambda s: s, {"num_classes": 7}, "head.weight has shape"),
+])
+def test_classifiers_of_another_kind_are_named(change, config, message):
+    with pytest.raises(ValueError, match=message):
+        ViT.from_official(change(classifier_file()), **dict(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=5) | config)
+
+
+def test_a_file_of_both_halves_still_gives_a_classifier_and_a_head_may_be_left(tiny):
+    small = dict(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2)
+    assert ViT.from_official(tiny.to_official(), num_classes=5, **small)(torch.randn(1, 3, 16, 16)).shape == (1, 5)
+    assert ViT.from_official(classifier_file(), num_classes=0, **small)(torch.randn(1, 3, 16, 16)).shape == (1, 24)
+    with pytest.raises(ValueError, match="has blocks.1"):
+        ViT.from_official(tiny.to_official(), num_classes=5, **small | {"depth": 1})
 
 
 def test_positions_are_resized_for_a_larger_classifier(tiny):
@@ -268,6 +362,16 @@ def test_a_perfect_prediction_explains_everything(tiny):
     (lambda m: m(torch.randn(1, 1, 16, 16)), r"expected pictures \(B, 3, 16, 16\)"),
     (lambda m: m(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), "pictures of floats.*torch.uint8"),
     (lambda m: m(torch.full((1, 3, 16, 16), torch.nan)), "finite values, got 768 of 768"),
+    (lambda m: m(torch.randn(1, 3, 16, 16).double()), "pictures are torch.float64 and the network is torch.float32"),
+    (lambda m: m(np.zeros((1, 3, 16, 16), np.float32)), "got a ndarray"),
+    (lambda m: m(torch.zeros(0, 3, 16, 16)), "B at least 1"),
+    (lambda m: m(torch.randn(1, 3, 16, 16), 0.75, torch.full((1, 16), torch.nan)), "noise: expected .* not all finite"),
+    (lambda m: m.features(torch.randn(1, 3, 16, 16), pool="max"), "pool='max'"),
+    (lambda m: MAE(**TINY | {"num_heads": 0}), "num_heads=0"),
+    (lambda m: MAE(**TINY | {"depth": -1}), "depth=-1"),
+    (lambda m: MAE(**TINY | {"decoder_depth": -1}), "depth=-1"),
+    (lambda m: MAE(**TINY | {"img_size": 16.0}), "a whole number"),
+    (lambda m: warmup_cosine(5, 1, 5, 5), "warmup=5: expected below epochs=5"),
     (lambda m: m(torch.randn(1, 3, 16, 16), 1.0), "mask_ratio=1.0"),
     (lambda m: m(torch.randn(1, 3, 16, 16), -0.1), "mask_ratio=-0.1"),
     (lambda m: m(torch.randn(1, 3, 16, 16), 0.99), "leaves none"),
@@ -290,16 +394,31 @@ def test_bad_input_is_named(tiny, call, message):
         call(tiny)
 
 
+def test_sides_may_be_numbers_of_numpy():
+    assert MAE(**TINY | {"img_size": np.int64(16)}).grid == (4, 4) == MAE(**TINY | {"img_size": [16, np.int32(16)]}).grid
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"data": "mnist"}, "data='mnist'"), ({"mask": "stripes"}, "mask='stripes'"), ({"mask_ratio": 1.0}, "mask_ratio=1.0"), ({"mask_ratio": 0.95}, "mask_ratio=0.95"),
     ({"patch_size": 3}, "patch_size=3"), ({"embed_dim": 30, "heads": 4}, "embed_dim=30"), ({"steps": 0}, "steps=0"), ({"pool": "max"}, "pool='max'"),
     ({"warmup": 1.0}, "warmup=1.0"), ({"finetune_steps": 3, "probe_train": 0}, "finetune_steps=3"),
-    ({"finetune_steps": 3, "data": "canvas", "img_size": 32, "in_chans": 3}, "data='canvas' has not"), ({"data": "cifar10", "img_size": 32}, "in_chans=1"), ({"img_size": 32}, "img_size=32"),
-    ({"shift": 8}, "shift=8"), ({"mask": "grid", "mask_ratio": 0.5}, "mask_ratio=0.5"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
+    ({"finetune_steps": 3, "data": "canvas", "img_size": 28, "in_chans": 3}, "data='canvas' has not"), ({"data": "cifar10", "img_size": 32, "patch_size": 8}, "in_chans=1"), ({"img_size": 56}, "img_size=56"),
+    ({"shift": 28}, "shift=28"), ({"probe_train": 5}, "probe_train=5"), ({"probe_test": 0}, "probe_test=0"), ({"patch_size": 1, "norm_pix_loss": True}, "norm_pix_loss=True"),
+    ({"mask": "columns", "patch_size": 28}, "patch_size=28"), ({"recipe": "vit_tiny"}, "recipe='vit_tiny'"), ({"probe_steps": 3}, "probe_steps=3"), ({"probe_batch": 0}, "probe_batch=0"),
+    ({"data": "mnist5k", "in_chans": 3}, r"in_chans=3 \(expected 1, the colours of mnist5k"), ({"mask": "grid", "mask_ratio": 0.5}, "mask_ratio=0.5"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"decoder_embed_dim": 6}, "decoder_embed_dim=6")])
 def test_bad_presets_are_refused_before_any_work(changes, message, monkeypatch):
     monkeypatch.setattr(mae, "pictures", lambda preset: pytest.fail("data were read"))
     with pytest.raises(ValueError, match=message):
         experiment(replace(PAPER.presets["smoke"], **changes), 0, torch.device("cpu"))
+
+
+def test_data_that_are_not_here_are_missed_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(mae, "MAE", lambda **config: pytest.fail("a network was built"))
+    for call in (mae.require_sound, lambda preset: experiment(preset, 0, torch.device("cpu"))):
+        with pytest.raises(FileNotFoundError, match="ImageNet"):
+            call(PAPER.presets["paper"])
 
 
 # ---------------------------------------------------------------- data and training
@@ -359,14 +478,57 @@ def test_a_folder_of_classes_is_probed_and_tuned_with_its_labels(tmp_path, monke
                 write_image(tmp_path / "imagenet" / split / name / f"{i}.png", rng.integers(low, low + 128, (24, 20, 3), dtype=np.uint8))
     monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
     monkeypatch.setattr(mae, "save_weights", lambda *a: None)
+    monkeypatch.setitem(vit.RECIPES["linprobe"], "blr", 50.0)                   # the recipes' rates are for batches of thousands
+    monkeypatch.setitem(vit.RECIPES["finetune"]["variants"]["vit_base"], "blr", 0.05)
     preset = replace(PAPER.presets["paper"], img_size=16, patch_size=4, embed_dim=24, depth=1, heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_heads=2, steps=3, batch_size=8,
-                     finetune_steps=12, probe_train=24, probe_test=12)
+                     finetune_steps=12, finetune_batch=8, probe_train=24, probe_test=12, probe_steps=40, probe_batch=24)
     _, labels, test, test_labels = mae.pictures(preset)
     assert labels.tolist() == [0] * 12 + [1] * 12 and sorted(test_labels.tolist()) == [0] * 6 + [1] * 6 != test_labels.tolist()
     assert all((test[i].mean() > 0) == bool(test_labels[i]) for i in range(12))
     result = experiment(preset, 0, torch.device("cpu"))
     assert result["imagenet_probe"] == result["probe"] > 0.9 and result["imagenet_finetuned"] == result["finetuned"]
     assert {c.id: c.ours for c in PAPER.claims if c.id.startswith("imagenet")} == {"imagenet-finetuned": "imagenet_finetuned", "imagenet-probe": "imagenet_probe"}
+
+
+def test_the_full_preset_follows_the_official_recipes():
+    full, pre, tuned, probe = PAPER.presets["paper"], *(vit.RECIPES[k] for k in ("pretrain", "finetune", "linprobe"))
+    assert (full.batch_size, full.weight_decay, full.warmup) == (pre["batch"], pre["weight_decay"], pre["warmup"] / pre["epochs"])
+    assert full.lr == pytest.approx(pre["blr"] * pre["batch"] / 256)
+    assert (full.finetune_batch, full.probe_batch, full.pool, full.recipe) == (tuned["batch"], probe["batch"], "cls", "vit_base")
+    epochs = tuned["variants"]["vit_base"]["epochs"]
+    for steps, recipe, n in ((full.steps, pre, pre["epochs"]), (full.finetune_steps, tuned, epochs), (full.probe_steps, probe, probe["epochs"])):
+        assert steps == pytest.approx(n * 1_281_167 / recipe["batch"], rel=2e-3)
+
+
+def test_fine_tuning_has_the_recipes_rates_and_ours_as_before(monkeypatch):
+    """The official recipe: 5e-4 for 256 pictures, layer decay .65, drop path .1, down to 1e-6; short runs as they were recorded: 1e-3, .75, none, down to 0."""
+    torch.manual_seed(0)
+    model, seen = MAE(**TINY), {}
+    def stop(net, batches, loss, optimizer, steps, scheduler, **options):
+        factors = [f(s) for f in scheduler.lr_lambdas[:1] for s in (0, steps // 20, steps)]
+        seen[options["desc"]] = sorted({g["initial_lr"] for g in optimizer.param_groups}), factors, net.blocks[-1].drop_path.rate, batches.batch_size
+        raise StopIteration
+    monkeypatch.setattr(mae, "fit", stop)
+    train = mae.LabelledCrops(Crops(Labelled(torch.zeros(20, 3, 16, 16, dtype=torch.uint8).random_(), torch.arange(20) % 2, ("a", "b")), 16), torch.arange(20) % 2, torch.arange(20))
+    base = replace(PAPER.presets["small"], img_size=16, embed_dim=24, depth=2, heads=2, finetune_steps=100)
+    for preset in (replace(base, recipe="vit_base", finetune_batch=1024), base):
+        for pretrained in (True, False):
+            with pytest.raises(StopIteration):
+                mae.finetune(model, train, None, None, preset, 0, torch.device("cpu"), pretrained)
+        rates, factors, drop, batch = seen["mae-finetune"]
+        if preset.recipe:
+            assert rates == pytest.approx([2e-3 * 0.65**k for k in (3, 2, 1, 0)]) and seen["mae-scratch"][0] == pytest.approx([2e-3])
+            assert factors == pytest.approx([0, 1, 1e-6 / 2e-3]) and (drop, batch) == (0.1, 1024)
+        else:
+            assert rates == pytest.approx([1e-3 * 0.75**k for k in (3, 2, 1, 0)]) and seen["mae-scratch"][0] == pytest.approx([1e-3])
+            assert factors == pytest.approx([0.1, 0.6, 0], abs=1e-3) and (drop, batch) == (0.0, 128)
+
+
+@pytest.mark.parametrize("mask", ["random", "block", "columns"])
+def test_a_plain_autoencoder_runs(mask):
+    """Nothing hidden, as the page promises: trained and measured on all patches."""
+    run = paperlib.reproduce("mae", mask_ratio=0.0, mask=mask, steps=3, device="cpu", probe_train=0, rounds=1)
+    assert run.metrics["explained"] < 1 and len(run.samples["explained_during"]) > 1
 
 
 def test_training_restores_better_than_the_mean_colour():

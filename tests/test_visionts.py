@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,37 @@ import pytest
 import torch
 from sklearn.base import clone
 
+from paperlib.core import notebooks
 from paperlib.core.data import dataset
-from paperlib.core.series import Errors, Series, interval_of, read_series, score_windows, seasons_of, standardised, window_starts
+from paperlib.core.paper import Run, judge
+from paperlib.core.series import (
+    Errors,
+    Series,
+    cut_windows,
+    interval_of,
+    read_series,
+    same_interval,
+    score_windows,
+    seasonal_strength,
+    seasons_of,
+    standardised,
+    window_starts,
+)
 from paperlib.masked.mae import MAE
 from paperlib.sequence import visionts
-from paperlib.sequence.visionts import PAPER, RepeatLast, VisionTS, VisionTSForecaster, geometry, phase_mean, set_trainable, torch_forecast
+from paperlib.sequence.visionts import (
+    PAPER,
+    RepeatLast,
+    VisionTS,
+    VisionTSForecaster,
+    geometry,
+    normalise,
+    phase_mean,
+    set_trainable,
+    torch_forecast,
+    tune,
+)
+from tests.conftest import ROOT
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TINY = dict(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
@@ -92,12 +119,12 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=message):
             VisionTS(painter, 96, 24, 24)
     model = VisionTS(RepeatLast(32, 8), 96, 24, 24)
-    for x in (torch.zeros(1, 95, 1), torch.zeros(96, 1), torch.zeros(1, 96, 1, dtype=torch.int64)):
+    for x in (torch.zeros(1, 95, 1), torch.zeros(96, 1), torch.zeros(1, 96, 1, dtype=torch.int64), np.zeros((1, 96, 1)), torch.zeros(0, 96, 1), torch.zeros(1, 96, 0)):
         with pytest.raises(ValueError, match="expected a float series"):
             model(x)
     with pytest.raises(ValueError, match="finite values, got 1 of 96"):
         model(torch.where(torch.arange(96.0) == 3, torch.nan, 0.0)[None, :, None])
-    for options, message in [({"interpolation": "area"}, "interpolation='area'"), ({"norm_const": 0.0}, "norm_const=0.0")]:
+    for options, message in [({"interpolation": "area"}, "interpolation='area'"), ({"norm_const": 0.0}, "norm_const=0.0"), ({"align_const": 2.0}, "align_const=2.0")]:
         with pytest.raises(ValueError, match=message):
             VisionTS(RepeatLast(32, 8), 96, 24, 24, **options)
 
@@ -124,10 +151,50 @@ HOURS = np.datetime64("2020-01-01T00:00:00") + np.arange(240) * np.timedelta64(1
     (pd.DataFrame({"a": np.arange(240.0)}), {}, {}, "a DataFrame of pandas"),
     (np.arange(240.0), {"period": "validate"}, {"interval": "h", "horizon": 0}, "horizon=0"),
     (np.zeros((2, 3, 4)), {}, {}, "shape"),
+    (np.ma.masked_equal(np.arange(240), 7), {}, {}, "no finite value at row 7"),
+    (Series("x", np.ma.masked_equal(np.arange(240.0)[:, None], 7), ("a",)), {}, {}, "channel 'a' has no finite value at row 7"),
+    (np.arange(240.0), {"vision_model": "vit_base"}, {}, "expected a painter.*'vit_base'"),
+    (np.arange(240.0), {}, {"times": HOURS, "interval": "D"}, "interval='D', but the times are h apart"),
+    (np.arange(240.0), {}, {"times": HOURS, "interval": "B"}, "interval='B', but the times are less than a day apart"),
+    (Series("x", np.arange(240.0)[:, None], ("a",), HOURS), {}, {"interval": "D"}, "interval='D', but"),
+    (np.arange(240.0), {"norm_const": 0}, {}, "norm_const=0"), (np.arange(240.0), {"align_const": 2}, {}, "align_const=2"), (np.arange(240.0), {"interpolation": "area"}, {}, "interpolation='area'"),
+    (np.arange(240.0), {"period": "validate"}, {"interval": "h", "horizon": 230}, "too few to compare .* with 230 rows"),
 ])
 def test_bad_series_are_refused_by_name(values, options, fit, message):
     with pytest.raises(ValueError, match=message):
-        VisionTSForecaster(RepeatLast(), **{"period": 24, "device": "cpu"} | options).fit(values, **fit)
+        VisionTSForecaster(**{"vision_model": RepeatLast(), "period": 24, "device": "cpu"} | options).fit(values, **fit)
+
+
+def test_an_interval_beside_times_may_be_spelt_otherwise():
+    days = np.datetime64("2020-01-03") + np.array([0, 3, 4, 5, 6, 7, 10] * 2) + np.repeat([0, 14], 7)            # a weekend, and two days more, are skipped
+    for times, interval, period in ((HOURS, "60min", 24), (HOURS, "H", 24), (days, "B", 5)):
+        values = np.sin(np.arange(len(times)))
+        assert VisionTSForecaster(RepeatLast(), device="cpu").fit(values, times=times, interval=interval).period_ == period
+    assert same_interval("W-SUN", "7D") and not same_interval("4W", "M")
+    with pytest.raises(ValueError, match="unknown interval 'moon'"):
+        same_interval("h", "moon")
+
+
+def test_a_candidate_that_the_canvas_has_no_room_for_is_left_out():
+    """5,000 hours beside 503: the canvas paints 13 times the whole periods that it shows, 26 weeks of two or 260 days of twenty; 30 weeks, or 209 days, are wanted."""
+    values = np.sin(np.arange(5503) * np.pi / 12)[:, None]
+    forecaster = VisionTSForecaster(RepeatLast(), period="validate", device="cpu").fit(values, interval="h", horizon=5000)
+    assert set(forecaster.scores_) == {24, 1} and forecaster.period_ == 24
+
+
+def test_without_a_painter_imagenets_is_taken_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    values = np.sin(np.arange(240) * np.pi / 12)
+    shipped = VisionTSForecaster(period=24, device="cpu").fit(values)
+    assert shipped.painter_name_ == "canvas_224, not trained on ImageNet" and shipped.painter_.decoder_embed.out_features == 96
+    (tmp_path / "mae").mkdir()
+    torch.manual_seed(0)
+    torch.save({"model": MAE(**TINY).to_official()}, tmp_path / "mae" / "mae_visualize_vit_base.pth")
+    monkeypatch.setattr(visionts, "VARIANTS", {"vit_base": {"num_heads": 2, "decoder_num_heads": 2}})              # a file laid out as the released one, of a tiny network
+    theirs = VisionTSForecaster(period=24, device="cpu").fit(values)
+    assert theirs.painter_name_ == "vit_base, trained on ImageNet" and theirs.painter_.grid == (4, 4)
+    assert VisionTSForecaster(RepeatLast(), period=24, device="cpu").fit(values).painter_name_ == "RepeatLast"
 
 
 def test_a_period_of_one_warns_and_works():
@@ -184,11 +251,64 @@ def test_a_forecaster_does_not_mind_the_unit(unit):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("date;a\n2020-01-01;1\n", "not separated by commas"), ("date,a\n01.02.2020,1\n02.02.2020,2\n", "day first or month first"),
+    ("date,a\n01/02/20,1\n02/02/20,2\n03/02/20,3\n", "'01/02/20' may be read day first"), ("date,a\n2020-01-01,1\n13.01.21 10:00,2\n", "row 3: '13.01.21 10:00' may be"),
+    ("date,a\n2020-01-01,1,5\n2020-01-02,2,5\n", "more values than the header has names"), ("a,,b\n1,2,3\n2,3,4\n", "column 2 has no name"), (",a\n5,1\n7,2\n", "column 1 has no name"),
     ("date,a\n2020-01-01,1\nsoon,2\n", "'soon' is not a time"), ("date,a\n2020-01-01,1\n2020-01-02,n/a?\n", "'n/a\\?' is not a number")])
 def test_files_that_cannot_be_read_one_way_are_refused(tmp_path, text, message):
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_series(tmp_path / "own.csv")
+
+
+@pytest.mark.parametrize(("frame", "options", "columns", "interval"), [
+    (pd.DataFrame({"date": ["2020-01-01", "2020-01-02"], "a": [1.0, 2.0]}), {}, ("a",), "D"),                    # row numbers before, as pandas writes them
+    (pd.DataFrame({"a": [1.0, 2.0]}, index=pd.date_range("2020", periods=2, freq="h")), {}, ("a",), "h"),        # its times, without a name
+    (pd.DataFrame({"a": [1.0, 2.0]}, index=[1, 2]), {}, ("a",), ""),
+    (pd.DataFrame({"OT": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 9]), {"columns": "OT"}, ("OT",), "")])
+def test_files_of_pandas_are_read_rightly(tmp_path, frame, options, columns, interval):
+    frame.to_csv(tmp_path / "own.csv")
+    series = read_series(tmp_path / "own.csv", **options)
+    assert (series.columns, series.interval, series.values[:, 0].tolist()) == (columns, interval, [1.0, 2.0])
+
+
+def test_a_comma_at_the_end_of_each_row_is_no_value(tmp_path):
+    (tmp_path / "own.csv").write_text("date,a\n2020-01-01,1,\n2020-01-02,2,\n")
+    assert read_series(tmp_path / "own.csv").values.tolist() == [[1.0], [2.0]]
+
+
+def test_helpers_say_what_they_cannot_do():
+    parts = standardised(Series("x", np.random.default_rng(0).normal(size=(400, 1)), ("a",)))
+    for call, message in [(lambda: normalise(torch.arange(5)[None, :, None]), "torch.int64"), (lambda: seasonal_strength(np.full((99, 2), np.nan), 7), "channel 0 has no finite value at row 0"),
+                          (lambda: cut_windows(parts, np.array([300, 5]), 24, 5), "row 5 needs rows -19 to 10"), (lambda: cut_windows(parts, np.array([398]), 24, 5), "needs rows 374 to 403"),
+                          (lambda: phase_mean(np.zeros((1, 5, 1)), 3, 7, 1), "at least one period of 7 steps"), (lambda: phase_mean(np.zeros((1, 5, 1)), 3, 2, 0), "periods=0"),
+                          (lambda: tune(VisionTS(RepeatLast(32, 8), 48, 24, 24), parts, 1), "tunes nothing")]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_painter_without_decoder_layers_paints_what_is_read():
+    torch.manual_seed(0)
+    painter, x = MAE(**TINY | {"decoder_depth": 0}).double().eval(), torch.randn(2, 96, 1, dtype=torch.float64)
+    with torch.no_grad():
+        fast, slow = (VisionTS(painter, 96, 24, 24, fast=f)(x) for f in (True, False))
+    assert torch.allclose(fast, slow, rtol=0, atol=1e-10)
+
+
+def test_the_pages_play_takes_a_file_of_ones_own(tmp_path):
+    """The cells of section 7.4, run with ``own`` set to a file of two channels: both are series to choose, and are drawn."""
+    cells = {c["id"]: "".join(c["source"]) for c in json.loads((ROOT / "nbs" / "sequence" / "visionts.ipynb").read_text(encoding="utf-8"))["cells"]}
+    hours = np.datetime64("2020-01-01T00:00:00") + np.arange(480) * np.timedelta64(1, "h")
+    pd.DataFrame({"a": np.sin(np.arange(480) / 4), "b": np.cos(np.arange(480) / 4)}, index=hours).to_csv(tmp_path / "own.csv")
+    space = dict(vars(visionts))
+    exec(cells["imports-page"], space)
+    space |= {"sea": space["elnino"](), "co2": dataset("co2"), "PAINTERS": {"shipped": ""}}
+    source = cells["play-draw"].replace('own = ""', f"own = {str(tmp_path / 'own.csv')!r}")
+    assert source != cells["play-draw"]
+    exec(source, space)
+    assert {name: period for name, (_, period) in space["SERIES"].items() if name.startswith("own")} == {"own: a": 24, "own: b": 24}
+    figure = space["play"]("own: b", 0, 8)
+    assert "own: b, 8 periods of 24" in figure.axes[2].get_title()
+    space["plt"].close("all")
 
 
 def test_times_with_an_offset_are_read_across_a_change_to_summer_time(tmp_path):
@@ -208,13 +328,16 @@ def test_a_series_with_a_hole_or_a_standing_channel_is_not_standardised():
 
 
 def test_other_canvases_and_periods_beyond_them():
-    """The painter may be small, the picture is then coarse; a period of more steps than there are rows would lose some, and is refused."""
+    """The painter may be small, the picture is then coarse, as in the released code; a period above 224 is refused whatever the canvas."""
     torch.manual_seed(0)
     painter = MAE(**TINY).eval()
-    for period in (1, 5, 32):
+    for period in (1, 5, 32, 48, 60, 224):
         with torch.no_grad():
             assert VisionTS(painter, 4 * period + 3, 2, period)(torch.randn(2, 4 * period + 3, 3)).shape == (2, 2, 3)
-    for other, period in ((painter, 33), (RepeatLast(), 300)):
+    season = torch.randn(48, dtype=torch.float64)
+    fine, coarse = (VisionTS(RepeatLast(size, 8), 480, 48, 48)(season.repeat(10)[None, :, None])[0, :, 0] for size in (224, 32))
+    assert (fine - season).square().mean() < 0.05 * season.var() < (coarse - season).square().mean() < season.var()      # 48 phases on 32 rows: some survive
+    for other, period in ((painter, 225), (RepeatLast(), 300)):
         with pytest.raises(ValueError, match=f"periodicity={period}: expected at most"):
             VisionTS(other, 2 * period, 12, period)
 
@@ -241,6 +364,38 @@ def test_presets_are_refused_before_any_work(overrides, message, monkeypatch):
     monkeypatch.setattr(visionts, "standardised", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=message):
         visionts.experiment(PAPER.preset("smoke", overrides), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("overrides", "message"), [({"data": "etth1"}, "ETTh1"), ({"weights": "vit_base"}, "facebookresearch/mae")])
+def test_files_that_are_not_here_are_missed_before_any_kernel(overrides, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=message):
+        PAPER.sound("smoke", overrides)
+
+
+def test_an_override_of_the_presets_own_value_is_the_run_without():
+    """Row 1 of Table 1, run as the page says, ``-o data=etth1``: its claim has to find it."""
+    assert PAPER.changes("paper", {"data": "etth1"}) == {} and PAPER.changes("paper", {"data": "etth2"}) == {"data": "etth2"}
+    plain = Run(slug="visionts", preset="paper", seed=0, device="cuda", overrides={}, values={"data": "etth1"}, metrics={"mse": 0.392, "mse_repeat": 0.5}, samples={}, started="", seconds=0,
+                peak_memory_gb=0, hardware="", versions={}, commit=None, dirty=None, command="")
+    first = next(c for c in PAPER.claims if c.id == "table-1")
+    named = replace(first, ours="mse(data='etth1')", trend="mse(data='etth1') < mse_repeat(data='etth1')")
+    assert judge(first, [plain]).verdict == judge(named, [plain]).verdict == "reproduced"
+    assert judge(named, [replace(plain, overrides={"data": "etth2"}, values={"data": "etth2"})]).verdict == "not run"
+
+
+def test_a_run_is_given_no_override_that_changes_nothing(monkeypatch, tmp_path):
+    given = {}
+
+    def execute(source, target, parameters, progress):
+        given.update(parameters)
+        raise notebooks.RunFailed("seen enough")
+
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    with pytest.raises(notebooks.RunFailed, match="seen enough"):
+        notebooks.run_notebook(PAPER, "smoke", overrides={"data": "elnino", "stride": 2, "lr": 1e-3}, out=tmp_path)
+    assert given["overrides"] == {"stride": 2} and [p.name for p in (tmp_path / ".work" / "visionts").glob("*.lock")] == ["smoke-auto-s0-stride=2.lock"]
 
 
 def test_a_preset_with_a_period_of_one_warns():

@@ -286,7 +286,7 @@ def run_notebook(record: Paper, preset: str = "smoke", seed: int = 0, device: st
     Parameters
     ----------
     record : the paper
-    preset, seed, device, overrides : the notebook's parameters, as in `perform`
+    preset, seed, device, overrides : the notebook's parameters, as in `perform`; overrides that change nothing are dropped
     out : folder for results; default ``out/`` of the checkout
     progress : called with (cell, cells, line of the kernel's progress bar)
 
@@ -302,7 +302,7 @@ def run_notebook(record: Paper, preset: str = "smoke", seed: int = 0, device: st
     source = notebook_of(record)
     record.sound(preset, overrides)
     out = Path(out) if out is not None else checkout() / "out"
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in (overrides or {}).items()}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in record.changes(preset, overrides).items()}
     name = run_name(preset, device, seed, plain)
     work, made = out / ".work" / record.slug / name, out / ".work" / record.slug / f"{name}.made"
     target, kept = made / f"{record.slug}.ipynb", out / record.slug / f"{name}.failed.ipynb"

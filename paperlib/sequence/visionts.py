@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core.data import dataset
+from ..core.data import available, dataset
 from ..core.paper import Claim, Paper, Preset, load
 from paperlib.core.series import (
     Errors,
@@ -25,6 +25,7 @@ from paperlib.core.series import (
     Series,
     cut_windows,
     interval_of,
+    same_interval,
     score_windows,
     seasonal_strength,
     seasons_of,
@@ -36,13 +37,17 @@ from ..masked.mae import MAE, initialise, patchify, unpatchify
 from ..masked.vit import VARIANTS
 
 # %% auto #0
-__all__ = ['TUNED', 'SHIPPED', 'PROTOCOL', 'TABLE_1', 'PAPER', 'Geometry', 'geometry', 'Scale', 'normalise', 'RepeatLast',
-           'paint', 'side_of', 'VisionTS', 'columns_read', 'paint_ahead', 'set_trainable', 'tune', 'usable_period',
-           'usable_context', 'choose_period', 'VisionTSForecaster', 'shipped_painter', 'painter_of', 'last_value',
-           'phase_mean', 'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'require_sound', 'resolved',
-           'rank_correlation', 'torch_forecast', 'baselines_of', 'smoothing_scores', 'by_group', 'experiment']
+__all__ = ['LONGEST', 'TUNED', 'SHIPPED', 'PROTOCOL', 'TABLE_1', 'PAPER', 'Geometry', 'geometry', 'Scale', 'normalise',
+           'RepeatLast', 'paint', 'side_of', 'require_constants', 'VisionTS', 'columns_read', 'paint_ahead',
+           'set_trainable', 'tune', 'usable_period', 'usable_context', 'known_interval', 'choose_period',
+           'VisionTSForecaster', 'shipped_painter', 'default_painter', 'painter_of', 'last_value', 'phase_mean',
+           'LinearForecast', 'smoothing_forecast', 'VisionTSPreset', 'require_sound', 'resolved', 'rank_correlation',
+           'torch_forecast', 'baselines_of', 'smoothing_scores', 'by_group', 'experiment']
 
 # %% ../../nbs/sequence/visionts.ipynb #geometry
+LONGEST = 224  # steps of a period that are forecast, whatever the canvas: the rows of the paper's
+
+
 class Geometry(NamedTuple):
     """How series and canvas fit each other; all in steps, patches or pixels."""
 
@@ -79,7 +84,7 @@ def geometry(context_len: int, pred_len: int, periodicity: int, img_size: int = 
     Raises
     ------
     ValueError
-        A value out of range, a period of more steps than the canvas has rows, or a horizon longer than the canvas can show beside so short a context.
+        A value out of range, a period above `LONGEST`, or a horizon longer than the canvas can show beside so short a context.
 
     References
     ----------
@@ -90,8 +95,8 @@ def geometry(context_len: int, pred_len: int, periodicity: int, img_size: int = 
             raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
     if img_size % patch_size or not 0 < align_const <= 1:
         raise ValueError(f"expected img_size={img_size} to be a multiple of patch_size={patch_size} and align_const={align_const} in (0, 1]")
-    if periodicity > img_size:
-        raise ValueError(f"periodicity={periodicity}: expected at most {img_size}, the rows of the canvas; resample the series to a longer interval")
+    if periodicity > LONGEST:
+        raise ValueError(f"periodicity={periodicity}: expected at most {LONGEST}, the rows of the paper's canvas; resample the series to a longer interval")
     grid, left, right = img_size // patch_size, -context_len % periodicity, -pred_len % periodicity
     given, wanted = context_len + left, pred_len + right
     columns = max(1, int(given / (given + wanted) * grid * align_const))                     # in the released code's order: a product of floats, cut
@@ -113,10 +118,11 @@ class Scale(NamedTuple):
 
 
 def normalise(x: Tensor, norm_const: float = 0.4) -> tuple[Tensor, Scale]:
-    """Return a series (B, L, C) with mean 0 and deviation ``norm_const`` along L, and what was taken out; computed in float64, given back as it came."""
+    """Return a float series (B, L, C) with mean 0 and deviation ``norm_const`` along L, and what was taken out; computed in float64, given back as it came."""
+    if not x.is_floating_point():
+        raise ValueError(f"expected a series of floats, got {x.dtype}: what is normalised is no whole number")
     exact = x.double()
-    mean = exact.mean(1, keepdim=True)
-    std = (exact.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt() / norm_const
+    mean, std = exact.mean(1, keepdim=True), (exact.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt() / norm_const
     return ((exact - mean) / std).to(x.dtype), Scale(mean, std)
 
 # %% ../../nbs/sequence/visionts.ipynb #painters
@@ -141,7 +147,7 @@ def paint(painter: nn.Module, pictures: Tensor, mask: Tensor) -> Tensor:
     found = painter(pictures, mask=mask.expand(len(pictures), -1)).pred
     return unpatchify(found, painter.patch_size, painter.grid)
 
-# %% ../../nbs/sequence/visionts.ipynb #side-of
+
 def side_of(painter: nn.Module) -> int:
     """Return the side of the canvas that a painter paints, in pixels; ValueError if it cannot serve: none, not square, not of three channels, of normalised patches."""
     if not isinstance(painter, MAE):
@@ -153,6 +159,14 @@ def side_of(painter: nn.Module) -> int:
         raise ValueError(f"expected a painter of square pictures with 3 channels that predicts pixels, got a grid of {rows} x {columns}, "
                          f"{painter.in_chans} channel(s), norm_pix_loss={painter.norm_pix_loss}")
     return rows * painter.patch_size
+
+
+def require_constants(norm_const: float, align_const: float, interpolation: str) -> None:
+    """Raise ValueError unless r is above 0, c in (0, 1] and the resampling one of those known."""
+    if interpolation not in ("bilinear", "bicubic", "nearest"):
+        raise ValueError(f"interpolation={interpolation!r}: expected bilinear, bicubic or nearest")
+    if not norm_const > 0 or not 0 < align_const <= 1:
+        raise ValueError(f"norm_const={norm_const}, align_const={align_const}: expected a value above 0, and one in (0, 1]")
 
 # %% ../../nbs/sequence/visionts.ipynb #visionts
 class VisionTS(nn.Module):
@@ -182,10 +196,7 @@ class VisionTS(nn.Module):
     def __init__(self, vision_model: nn.Module, context_len: int, pred_len: int, periodicity: int, norm_const: float = 0.4,
                  align_const: float = 0.4, interpolation: str = "bilinear", fast: bool = True):
         super().__init__()
-        if interpolation not in ("bilinear", "bicubic", "nearest"):
-            raise ValueError(f"interpolation={interpolation!r}: expected bilinear, bicubic or nearest")
-        if not norm_const > 0:
-            raise ValueError(f"norm_const={norm_const}: expected a value above 0")
+        require_constants(norm_const, align_const, interpolation)
         self.img_size = side_of(vision_model)
         self.vision_model, self.interpolation, self.norm_const = vision_model, interpolation, norm_const
         self.context_len, self.pred_len, self.periodicity = context_len, pred_len, periodicity
@@ -200,8 +211,8 @@ class VisionTS(nn.Module):
 
     def render(self, x: Tensor) -> tuple[Tensor, Scale]:
         """Return the canvases (B·C, 3, S, S) of series (B, L, C), 0 right of the context, and the scale taken out."""
-        if x.ndim != 3 or x.shape[1] != self.context_len or not x.is_floating_point():
-            raise ValueError(f"expected a float series of shape (B, {self.context_len}, C), got {x.dtype} {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[1] != self.context_len or 0 in x.shape or not x.is_floating_point():
+            raise ValueError(f"expected a float series, a tensor (B, {self.context_len}, C) of at least one, got {type(x).__name__} {getattr(x, 'dtype', '')} {tuple(getattr(x, 'shape', ()))}")
         if not x.isfinite().all():
             raise ValueError(f"expected finite values, got {int((~x.isfinite()).sum())} of {x.numel()} that are not; fill them first, as you see fit")
         g, (scaled, scale) = self.geometry, normalise(x, self.norm_const)
@@ -270,7 +281,7 @@ def paint_ahead(painter: MAE, grey: Tensor, seen: int, first: int, last: int) ->
     full = painter.mask_token.expand(len(x), rows * rows + 1, -1).index_copy(1, torch.cat([shown.new_zeros(1), 1 + shown]), x) + painter.decoder_pos_embed
     for block in painter.decoder_blocks[:-1]:
         full = block(full)
-    y = painter.decoder_norm(_answer(painter.decoder_blocks[-1], full, 1 + wanted))
+    y = painter.decoder_norm(_answer(painter.decoder_blocks[-1], full, 1 + wanted) if len(painter.decoder_blocks) else full[:, 1 + wanted])
     head = painter.decoder_pred
     y = F.linear(y, head.weight.unflatten(0, (-1, 3)).mean(1), head.bias.unflatten(0, (-1, 3)).mean(1))
     return F.pad(unpatchify(y, p, (rows, last + 1 - first)), (first * p, (rows - 1 - last) * p))
@@ -302,7 +313,8 @@ def tune(model: VisionTS, parts: Parts, steps: int, batch_size: int = 8, lr: flo
     The model is left in eval mode, all its parameters without gradients.
     """
     starts = window_starts(parts, model.context_len, model.pred_len, "train")
-    set_trainable(model.vision_model, kind)
+    if not set_trainable(model.vision_model, kind):
+        raise ValueError(f"kind={kind!r} tunes nothing of this painter ({type(model.vision_model).__name__})")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
 
     def batches(step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
@@ -320,7 +332,8 @@ def _as_values(series: Series | np.ndarray) -> np.ndarray:
     """Return the values (L, C) float64 of a series to forecast, or raise ValueError that names the channel and row at fault."""
     if hasattr(series, "iloc"):
         raise ValueError(f"expected a Series of core.series or an array, got a {type(series).__name__} of pandas: give its numbers, frame[columns].to_numpy(float), and times=frame.index.values")
-    values = np.asarray(series.values if isinstance(series, Series) else series)
+    values = series.values if isinstance(series, Series) else series
+    values = values.astype(np.float64).filled(np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)      # what is masked is missing
     if values.dtype == object or values.dtype.kind not in "fiu":
         raise ValueError(f"expected numbers, got an array of {values.dtype}")
     values = values[:, None] if values.ndim == 1 else values
@@ -336,10 +349,10 @@ def _as_values(series: Series | np.ndarray) -> np.ndarray:
     return values
 
 # %% ../../nbs/sequence/visionts.ipynb #choose-period
-def usable_period(period: int, rows: int, side: int) -> int:
-    """Return a period, or raise ValueError if a canvas of that side or a series of so many rows is too small for it; warn of 1."""
-    if not 1 <= period <= side:
-        raise ValueError(f"period={period}: expected 1 to {side}, the rows of the canvas; resample the series to a longer interval")
+def usable_period(period: int, rows: int) -> int:
+    """Return a period, or raise ValueError if it is above `LONGEST` or a series of so many rows is too short for it; warn of 1."""
+    if not 1 <= period <= LONGEST:
+        raise ValueError(f"period={period}: expected 1 to {LONGEST}, the rows of the paper's canvas; resample the series to a longer interval")
     if rows < period:
         raise ValueError(f"{rows} rows are shorter than one period of {period}")
     if period == 1:
@@ -354,24 +367,39 @@ def usable_context(wanted: int | None, rows: int, period: int) -> int:
     return rows // period * period if wanted is None else wanted
 
 
-def choose_period(period: int | str, values: np.ndarray, interval: str, side: int, forecast: Callable[[np.ndarray, int, int], np.ndarray],
-                  horizon: int | None = None, longest: int | None = None) -> tuple[int, dict[int, float]]:
-    """Return the period of a series (L, C) and the candidates' scores: given, first of the interval's, or the best of ``forecast(past, period, n)`` on the last steps, up to ``longest``."""
+def known_interval(times: np.ndarray | None, interval: str | None) -> str:
+    """Return the interval of a series, by its times or as given, "" where nothing tells; ValueError where the two contradict each other. Business days ("B") may skip some."""
+    if times is None or not interval:
+        return interval or ("" if times is None else interval_of(times))
+    if interval == "B" and (np.diff(times) >= np.timedelta64(1, "D")).all():
+        return interval
+    measured = "less than a day" if interval == "B" else interval_of(times)
+    if interval == "B" or not same_interval(interval, measured):
+        raise ValueError(f"interval={interval!r}, but the times are {measured} apart")
+    return interval
+
+
+def choose_period(period: int | str, values: np.ndarray, interval: str, forecast: Callable[[np.ndarray, int, int], np.ndarray],
+                  room: Callable[[int, int, int], bool], horizon: int | None = None) -> tuple[int, dict[int, float]]:
+    """Return the period of a series (L, C) and the candidates' scores: given, first of the interval's, or the best of ``forecast(past, period, n)`` on the last n steps.
+
+    ``room(rows, period, n)`` says whether n steps can be forecast from so many; candidates for which it does not are left out.
+    """
     if isinstance(period, (int, np.integer)) and not isinstance(period, bool):
-        return usable_period(int(period), len(values), side), {}
+        return usable_period(int(period), len(values)), {}
     if period not in ("auto", "validate"):
         raise ValueError(f"period={period!r}: expected a number of steps, 'auto' or 'validate'")
     if horizon is not None and (not isinstance(horizon, (int, np.integer)) or horizon < 1):
         raise ValueError(f"horizon={horizon!r}: expected a whole number of steps >= 1")
     if not interval:
         raise ValueError(f"period={period!r} needs the interval between steps: give a Series of core.series with times, or times=, or interval=, or a period in steps")
-    candidates = [p for p in seasons_of(interval) if p <= side]
-    if candidates == [1] and (beyond := [p for p in seasons_of(interval) if p > side]):
-        raise ValueError(f"the seasons {', '.join(map(str, beyond))} that {interval!r} suggests are beyond the {side} rows of the canvas: resample, or give period=")
+    candidates = [p for p in seasons_of(interval) if p <= LONGEST]
+    if candidates == [1] and (beyond := [p for p in seasons_of(interval) if p > LONGEST]):
+        raise ValueError(f"the seasons {', '.join(map(str, beyond))} that {interval!r} suggests are above {LONGEST} steps: resample, or give period=")
     if period == "auto":
-        return usable_period(candidates[0], len(values), side), {}
+        return usable_period(candidates[0], len(values)), {}
     held = horizon or min(max(candidates), len(values) // 4)
-    fits = [p for p in candidates if 2 * p <= len(values) - held and p <= (longest or len(values))]
+    fits = [p for p in candidates if 2 * p <= len(values) - held and room(len(values) - held, p, held)]
     if not fits or held < 1:
         raise ValueError(f"{len(values)} rows are too few to compare the periods {candidates} with {held} rows held back")
     past, future = values[:-held], values[-held:]
@@ -384,7 +412,8 @@ class VisionTSForecaster(BaseEstimator):
 
     Parameters
     ----------
-    vision_model : a painter (see :class:`VisionTS`); None loads the one that comes with the library, which is *not* trained on ImageNet
+    vision_model : a painter (see :class:`VisionTS`); None takes MAE's ImageNet weights (``vit_base``) where you have them, else the painter that comes
+        with the library, which is *not* trained on ImageNet; ``painter_name_`` says which
     period : steps; "auto" takes the first that the series' interval suggests, "validate" the one with the least absolute error on the last steps
     context_len : how many of the last steps to look at; None takes all, down to whole periods
     norm_const, align_const, interpolation : see :class:`VisionTS`
@@ -393,7 +422,7 @@ class VisionTSForecaster(BaseEstimator):
 
     Attributes
     ----------
-    period_, context_len_, n_channels_ : what was chosen, after ``fit``
+    period_, context_len_, n_channels_, painter_name_ : what was chosen, after ``fit``
     scores_ : candidate -> mean absolute error over the channel's deviation, for "validate"; else empty
     """
 
@@ -409,27 +438,39 @@ class VisionTSForecaster(BaseEstimator):
         ----------
         series : a Series, or (L,) or (L, C) numbers, in any unit
         times : (L,) datetime64, checked for regularity (not for interval "B", business days); a Series brings its own
-        interval : such as "h" or "15min", where there are no times
+        interval : such as "h" or "15min", where there are no times; beside times it must be theirs ("B", business days, may skip some)
         horizon : steps held back to compare candidates ("validate"); default one of the longest candidate, at most a quarter of the series
 
         Raises
         ------
         ValueError
-            Missing or constant values, irregular times, no interval to take a period from, a series shorter than a period, a period beyond the canvas.
+            Missing or constant values, irregular times, an interval that is not theirs, none to take a period from, a series shorter than a period, a
+            period above `LONGEST`, constants out of range, no painter.
         """
         for name, value in (("batch_size", self.batch_size), ("context_len", 1 if self.context_len is None else self.context_len)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
+        require_constants(self.norm_const, self.align_const, self.interpolation)
         values = _as_values(series)
         if times is not None and len(times) != len(values):
             raise ValueError(f"{len(times)} times for {len(values)} rows")
-        measured = interval_of(times) if times is not None and interval != "B" else getattr(series, "interval", "")  # business days skip weekends
-        known = interval or measured
-        self.painter_ = (self.vision_model if self.vision_model is not None else shipped_painter()).to(resolve_device(self.device)).eval()
+        known = known_interval(getattr(series, "times", None) if times is None else times, interval)
+        painter, self.painter_name_ = default_painter() if self.vision_model is None else (self.vision_model, type(self.vision_model).__name__)
+        side_of(painter)
+        self.painter_ = painter.to(resolve_device(self.device)).eval()
         self.values_, self.n_channels_, self.flat_ = values, values.shape[1], np.ndim(series.values if isinstance(series, Series) else series) == 1
-        self.period_, self.scores_ = choose_period(self.period, values, known, side_of(self.painter_), self._forecast, horizon, self.context_len)
+        self.period_, self.scores_ = choose_period(self.period, values, known, self._forecast, self._room, horizon)
         self.context_len_ = usable_context(self.context_len, len(values), self.period_)
         return self
+
+    def _room(self, rows: int, period: int, n: int) -> bool:
+        """Say whether n steps fit beside the context that is taken of so many rows."""
+        try:
+            context = usable_context(None if self.context_len is None else min(self.context_len, rows), rows, period)
+            geometry(context, n, period, side_of(self.painter_), self.painter_.patch_size, self.align_const)
+        except ValueError:                                                                                   # what either refuses does not fit
+            return False
+        return True
 
     @torch.no_grad()
     def _forecast(self, values: np.ndarray, period: int, n: int) -> np.ndarray:
@@ -464,6 +505,14 @@ SHIPPED = "canvas_224"  # the name of the painter's weights in data/weights
 def shipped_painter() -> MAE:
     """Return the painter that comes with the library: small, and trained on photos, rendered rooms and folded synthetic series, not on ImageNet."""
     return load("mae", SHIPPED)
+
+
+def default_painter() -> tuple[MAE, str]:
+    """Return MAE's ImageNet weights (ViT-B) where the user has them, else the shipped painter; and what it is called."""
+    try:
+        return painter_of("vit_base"), "vit_base, trained on ImageNet"
+    except FileNotFoundError:
+        return shipped_painter(), f"{SHIPPED}, not trained on ImageNet"
 
 
 def painter_of(weights: str, seed: int = 0) -> nn.Module:
@@ -502,6 +551,8 @@ def last_value(x: np.ndarray, pred_len: int) -> np.ndarray:
 
 def phase_mean(x: np.ndarray, pred_len: int, period: int, periods: int) -> np.ndarray:
     """Return for each step (B, H, C) the mean of contexts (B, L, C) at its phase, over the last ``periods`` periods, or as many as there are."""
+    if x.shape[1] < period or min(period, periods) < 1:
+        raise ValueError(f"expected contexts of at least one period of {period} steps, and periods >= 1, got {x.shape[1]} steps and periods={periods}")
     periods = min(periods, x.shape[1] // period)
     season = x[:, x.shape[1] - periods * period:].reshape(len(x), periods, period, -1).mean(1)
     return np.tile(season, (1, -(-pred_len // period), 1))[:, :pred_len]
@@ -619,7 +670,7 @@ PAPER = Paper(
 
 # %% ../../nbs/sequence/visionts.ipynb #settings
 def require_sound(preset: VisionTSPreset) -> None:
-    """Raise ValueError for a preset that could not be run, before anything is; the message names the field. A period of 1 is allowed, with a warning."""
+    """Raise ValueError for a preset that could not be run, before anything is, and name the field; FileNotFoundError where its series or weights are not here. A period of 1 gets a warning."""
     words = {"data": PROTOCOL, "tune": TUNED, "interpolation": ("bilinear", "bicubic", "nearest"), "part": ("valid", "test"), "weights": ("shipped", "random", "repeat", *VARIANTS)}
     for name, known in words.items():
         if getattr(preset, name) not in known:
@@ -629,9 +680,13 @@ def require_sound(preset: VisionTSPreset) -> None:
     if min(preset.horizons, default=1) < 1:
         raise ValueError(f"horizons={preset.horizons}: expected numbers of steps >= 1")
     context, period, horizons = resolved(preset)
-    usable_period(period, context, RepeatLast().img_size)
+    usable_period(period, context)
     for horizon in horizons:
         geometry(context, horizon, period, align_const=preset.align_const)
+    if next(a for a in available() if a.name == preset.data).found in ("", "incomplete"):
+        dataset(preset.data)                                                     # raises: where it may be had, and where it was looked for
+    if preset.weights in VARIANTS:
+        dataset("mae_visualize", size=preset.weights.removeprefix("vit_"))
 
 
 def resolved(preset: VisionTSPreset) -> tuple[int, int, tuple[int, ...]]:
@@ -690,7 +745,6 @@ def experiment(preset: VisionTSPreset, seed: int, device: torch.device) -> dict:
     require_sound(preset)
     context, period, horizons = resolved(preset)
     shapes = {h: geometry(context, h, period, align_const=preset.align_const) for h in horizons}
-    painter_of(preset.weights, seed)  # a name or a file that is not there ends it here
     series = dataset(preset.data)
     parts, kept, tuning = standardised(series), [], []
     last = np.zeros(len(series.columns))
