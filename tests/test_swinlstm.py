@@ -171,7 +171,7 @@ def test_bad_networks_are_refused_by_name(args, message):
         SwinLSTM(**args)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"data": "planets"}, "planets"), ({"patch_size": 0}, "patch_size=0"), ({"drop_path": 1.0}, "drop_path=1.0"), ({"size": 30}, "30×30"), ({"mixer": "mlp"}, "mlp")])
+@pytest.mark.parametrize(("change", "message"), [({"data": "planets"}, "planets"), ({"patch_size": 0}, "patch_size=0"), ({"drop_path": 1.0}, "drop_path=1.0"), ({"size": 30}, "30×30"), ({"mixer": "mlp"}, "mlp"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"clip_norm": float("nan")}, "clip_norm=nan")])
 def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
     monkeypatch.setattr(swinlstm, "train", lambda *a: pytest.fail("training was started"))
     with pytest.raises(ValueError, match=message):
@@ -188,3 +188,28 @@ def test_clips_that_do_not_fit():
 def test_the_rival_mixer_has_about_as_many_parameters():
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert 0.7 < count(ConvMixer(48, 5)) / count(SwinMixer(48, (16, 16), 4, 4, 4, [0.0] * 4)) < 1.3
+
+
+def test_clipping_bounds_a_step_and_zero_leaves_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(swinlstm, "fit", lambda *a, **k: seen.append(k["clip_norm"]))
+    net = SwinLSTM(16, 2, 1, 8, (2,), None, (2,))
+    for clip_norm in (0.05, 0.0):
+        swinlstm.train(net, None, replace(PAPER.presets["smoke"], clip_norm=clip_norm), 0, torch.device("cpu"))
+    assert seen == [0.05, None]
+
+
+def test_a_clip_makes_each_bias_once_and_the_next_clip_makes_it_anew(monkeypatch):
+    net, made = SwinLSTM(16, 2, 1, 8, (2,), None, (2,)), []
+    bias = swinlstm.WindowAttention.bias
+    monkeypatch.setattr(swinlstm.WindowAttention, "bias", lambda self: made.append(1) or bias(self))
+    clips = torch.rand(2, 4, 1, 16, 16)
+    first = net(clips, 3)
+    assert len(made) == 2                                       # one for each block, of six steps
+    with torch.no_grad():
+        for block in net.down[0].mixer.blocks:
+            block.attn.relative_position_bias_table += torch.randn_like(block.attn.relative_position_bias_table)
+    with pytest.raises(ValueError, match="frames_out=0"):
+        net(clips, 0)                                           # nothing is left open by a refusal
+    net.step(clips[:, 0])
+    assert len(made) == 4 and not torch.equal(net(clips, 3), first) and len(made) == 6

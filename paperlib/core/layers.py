@@ -6,6 +6,8 @@
 from __future__ import annotations
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 # %% auto #0
 __all__ = ['MASKED', 'SCRATCH', 'LANES', 'window_partition', 'window_reverse', 'relative_position_index', 'shift_mask',
-           'window_attention_explicit', 'window_kinds', 'fold', 'window_attention', 'WindowAttention', 'Mlp',
-           'DropPath', 'halves', 'ConvLSTMCell']
+           'window_attention_explicit', 'window_kinds', 'fold', 'window_attention', 'kept_fold', 'WindowAttention',
+           'bias_once', 'Mlp', 'DropPath', 'halves', 'ConvLSTMCell']
 
 # %% ../../nbs/core/layers.ipynb #windows
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -190,6 +192,37 @@ class _PiecewiseAttention(torch.autograd.Function):
         into[:2] *= scale
         return _to_map(into, shape, 3, heads, size), d_folded, None, None, None, None
 
+# %% ../../nbs/core/layers.ipynb #whole
+class _WholeAttention(torch.autograd.Function):
+    """The same over all windows at once; the backward pass finds P kept."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, folded: Tensor, kind: Tensor, heads: int, size: int, scale: float) -> Tensor:
+        blocks = _to_windows(qkv, 3, heads, size)
+        q, k, v = blocks.flatten(1, 2)
+        p = folded.index_select(0, kind).flatten(0, 1).baddbmm_(q, k.transpose(1, 2), alpha=scale)
+        torch.softmax(p, -1, out=p)
+        ctx.save_for_backward(blocks, p, kind)
+        ctx.settings = heads, size, scale, qkv.shape, len(folded)
+        return _to_map(torch.bmm(p, v), (*qkv.shape[:3], qkv.shape[3] // 3), 1, heads, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        blocks, p, kind = ctx.saved_tensors
+        heads, size, scale, shape, kinds = ctx.settings
+        g, into = _to_windows(grad, 1, heads, size)[0].flatten(0, 1), torch.empty_like(blocks)
+        (q, k, v), (dq, dk, dv) = blocks.flatten(1, 2), into.flatten(1, 2)
+        torch.bmm(p.transpose(1, 2), g, out=dv)
+        ds = torch.bmm(g, v.transpose(1, 2)).mul_(p)
+        ds.addcmul_(p, ds.sum(-1, keepdim=True), value=-1)
+        of_window = ds.view(-1, heads, size * size, size * size)
+        d_folded = of_window.sum(0, keepdim=True) if kinds == 1 else of_window.new_zeros(kinds, *of_window.shape[1:]).index_add_(0, kind, of_window)
+        torch.bmm(ds, k, out=dq)
+        torch.bmm(ds.transpose(1, 2), q, out=dk)
+        into[:2] *= scale
+        return _to_map(into, shape, 3, heads, size), d_folded, None, None, None, None
+
 # %% ../../nbs/core/layers.ipynb #public
 def fold(bias: Tensor, masks: Tensor) -> Tensor:
     """Return T = B + mask for each kind of window: (h, n, n) and (K, n, n) to (K, h, n, n)."""
@@ -206,11 +239,11 @@ def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, 
     kind : (N,) int64, the kind of each of the (H / M)(W / M) windows (`window_kinds`)
     num_heads, size : heads, and M
     scale : factor of Q K^T; default d ** -0.5
-    kernel : "pieces", "sdpa", or "auto": pieces on a CPU, else sdpa
+    kernel : "pieces", "sdpa", or "auto": on a CPU pieces, or all at once where that is little, else sdpa
 
     Returns
     -------
-    (B, H, W, C). With "pieces" it can be differentiated once.
+    (B, H, W, C). On a CPU it can be differentiated once.
 
     Raises
     ------
@@ -227,7 +260,8 @@ def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, 
     folded = folded.to(qkv.dtype)
     if kernel == "pieces" or (kernel == "auto" and qkv.device.type == "cpu"):
         if torch.is_grad_enabled() and (qkv.requires_grad or folded.requires_grad):
-            return _PiecewiseAttention.apply(qkv, folded, kind.repeat(B), num_heads, size, scale)
+            one_piece = kernel == "auto" and B * len(kind) * num_heads * n * n * qkv.element_size() <= SCRATCH
+            return (_WholeAttention if one_piece else _PiecewiseAttention).apply(qkv, folded, kind.repeat(B), num_heads, size, scale)
         out, columns = qkv.new_empty(B, H, W, C3 // 3), W // size                # nothing to keep: strip by strip, not even the layout as a whole
         rows = max(1, 4 * SCRATCH // (num_heads * n * n * qkv.element_size() * B * columns))
         for y in range(0, H // size, rows):
@@ -238,6 +272,17 @@ def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, 
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=folded[kind].flatten(0, 1), scale=scale)
     view = out.view(B, H // size, W // size, num_heads, size, size, -1)
     return rearrange(view, "b y x h m n d -> b (y m) (x n) (h d)")
+
+# %% ../../nbs/core/layers.ipynb #kept
+def kept_fold(layer: WindowAttention, masks: Tensor, shift: int) -> Tensor:
+    """Return the folded table of a layer, made anew where gradients are asked for or its weights are others than at the last call."""
+    table = layer.relative_position_bias_table
+    if torch.is_grad_enabled() or table is None or table.is_inference() or table.device.type != "cpu":
+        return fold(layer.bias(), masks)                                       # elsewhere to compare would mean to wait for the device
+    kept = layer._kept.get(shift)
+    if kept is None or kept[0].dtype != table.dtype or not torch.equal(kept[0], table):
+        kept = layer._kept[shift] = (table.clone(), fold(layer.bias(), masks))
+    return kept[1]
 
 # %% ../../nbs/core/layers.ipynb #module
 class WindowAttention(nn.Module):
@@ -271,6 +316,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.kernel = "auto"
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._once: dict[tuple[int, int, int], tuple[Tensor, Tensor]] | None = None
 
     def bias(self) -> Tensor:
         """Return B: (heads, M * M, M * M), the number for each pair of tokens."""
@@ -281,18 +327,15 @@ class WindowAttention(nn.Module):
         return table.t().index_select(1, index).view(-1, n, n)
 
     def folded(self, rows: int, columns: int, shift: int) -> tuple[Tensor, Tensor]:
-        """Return bias and mask of each kind of window, and the kind of each window."""
-        masks, kind = window_kinds(rows, columns, self.window_size, shift, self.qkv.weight.device)
-        table = self.relative_position_bias_table
-        if torch.is_grad_enabled() or table is None or table.is_inference() or table.device.type != "cpu":
-            return fold(self.bias(), masks), kind                              # elsewhere to compare would mean to wait for the device
-        kept = self._kept.get(shift)
-        if kept is None or kept[0].dtype != table.dtype or not torch.equal(kept[0], table):
-            kept = self._kept[shift] = (table.clone(), fold(self.bias(), masks))
-        return kept[1], kind
+        """Return bias and mask of each kind of window, and the kind of each window; inside `bias_once`, those of the first call."""
+        key, once = (rows, columns, shift), {} if self._once is None else self._once
+        if key not in once:
+            masks, kind = window_kinds(rows, columns, self.window_size, shift, self.qkv.weight.device)
+            once[key] = kept_fold(self, masks, shift), kind
+        return once[key]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_kept": {}}                                   # copies and files do without
+        return self.__dict__ | {"_kept": {}, "_once": None}                    # copies and files do without
 
     def forward(self, x: Tensor, shift: int = 0) -> Tensor:
         """Return attention over the windows of (B, H, W, C), cut with an offset of ``shift``; the same shape."""
@@ -311,6 +354,19 @@ class WindowAttention(nn.Module):
         folded, kind = self.folded(x.shape[1] // self.window_size, x.shape[2] // self.window_size, shift)
         scores = q * self.scale @ k.transpose(-2, -1)
         return (rearrange(scores, "(b w) h n m -> b w h n m", b=len(x)) + folded[kind]).softmax(-1)
+
+# %% ../../nbs/core/layers.ipynb #once
+@contextmanager
+def bias_once(model: nn.Module) -> Iterator[None]:
+    """Inside, each `WindowAttention` of ``model`` makes its bias once, for all calls and their gradients: for the steps of a clip, between which no weight changes."""
+    layers = [m for m in model.modules() if isinstance(m, WindowAttention)]
+    for layer in layers:
+        layer._once = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._once = None
 
 # %% ../../nbs/core/layers.ipynb #mlp
 class Mlp(nn.Module):
