@@ -240,8 +240,7 @@ class SwinLSTM(nn.Module):
             A frame of another size.
         """
         require_frames(x, self.channels, self.size)
-        state = self.start(x) if state is None else state
-        after, y, n = [], self.patch_embed(x), len(self.down)
+        state, after, y, n = self.start(x) if state is None else state, [], self.patch_embed(x), len(self.down)
 
         def run(cell: Cell, y: Tensor, i: int) -> Tensor:
             h, c = cell(y, tuple(s.unflatten(1, self.shapes[i][:2]) for s in state[i]))
