@@ -102,6 +102,9 @@ def test_moments_of_the_official_code(shared):
     for name in "ab":
         near(kernel_to_moments(arrays[f"input.{name}"]), arrays, card, f"k2m_{name}")
         near(moments_to_kernel(arrays[f"input.{name}"]), arrays, card, f"m2k_{name}")
+        for found, key in ((kernel_to_moments(arrays[f"input.{name}"]), f"k2m_{name}"), (moments_to_kernel(arrays[f"input.{name}"]), f"m2k_{name}")):
+            wanted = arrays[f"output.{key}"]
+            assert found.dtype == torch.float64 and (found - wanted).abs().max() <= 1e-12 * wanted.abs().max().clamp_min(1)
     near(derivatives(), arrays, card, "delta_kernels_7x7")
 
 
@@ -222,9 +225,9 @@ def test_official_names_come_back(shared):
     assert {official_name(our_name(k)): v for k, v in state.items()}.keys() == state.keys()
     back = PhyDNet.from_official(state, card["config"]["phycell"], card["config"]["convcell"]).to_official()
     assert back.keys() == state.keys() and all(torch.equal(back[k], v) for k, v in state.items())
-    for options in ({"branches": "residual"}, {"gate": "tanh"}, {"norm": False}):
+    for options in ({"branches": "residual"}, {"gate": "tanh"}, {"norm": False}, {"width": 32, "hidden": (32,)}):
         with pytest.raises(ValueError, match="no official names"):
-            PhyDNet(hidden=(32,), width=32, **options).to_official()
+            PhyDNet(**{"hidden": (64,)} | options).to_official()
 
 
 def test_without_correction_the_physical_branch_does_not_see_its_input():
@@ -284,9 +287,13 @@ def test_frames_that_do_not_fit():
         with pytest.raises(ValueError, match=message):
             net.step(x)
     clip = torch.rand(2, 2, 1, 8, 8)
+    with torch.no_grad():
+        for frames in (clip[:1, 0], torch.rand(2, 1, 16, 16)):  # a batch of one would be broadcast
+            with pytest.raises(ValueError, match=r"a state of .* does not go with frames that are encoded to \(2, 32, 2, 2\)"):
+                net.step(clip[:, 0], net.step(frames).state)
     for model in (net, PixelPhysics(1)):
         for x, m, truth, message in (
-                (clip, 0, None, "frames_out=0"), (clip[:, :0], 2, None, r"\(2, 0, 1, 8, 8\)"), (clip[0], 2, None, r"\(2, 1, 8, 8\)"), (clip.repeat(1, 1, 3, 1, 1), 2, None, r"\(2, 2, 3, 8, 8\)"),
+                (clip, 0, None, "frames_out=0"), (clip, 2.5, None, r"frames_out=2\.5"), (clip[:, :0], 2, None, r"\(2, 0, 1, 8, 8\)"), (clip[0], 2, None, r"\(2, 1, 8, 8\)"), (clip.repeat(1, 1, 3, 1, 1), 2, None, r"\(2, 2, 3, 8, 8\)"),
                 (clip, 2, clip[:1], r"truth of \(1, 2, 1, 8, 8\)"), (clip, 2, clip[..., :4], r"truth of \(2, 2, 1, 8, 4\)"), (clip, 4, clip, r"expected \(2, 4, 1, 8, 8\)"), (clip, 2, clip[0], r"truth of \(2, 1, 8, 8\)")):
             with pytest.raises(ValueError, match=message):
                 model(x, m, truth)

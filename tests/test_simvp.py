@@ -34,6 +34,21 @@ def test_outputs_of_the_official_code(shared):
             assert (found - arrays[f"output.{name}"]).abs().max() <= card["suggested_atol"][name]
 
 
+def test_official_names_come_back(shared):
+    state, _, card = golden(shared)
+    back = SimVP.from_official(state, **card["config"]["model"]).to_official()
+    assert back.keys() == state.keys() and all(torch.equal(back[k], v) for k, v in state.items())
+    torch.manual_seed(0)
+    other, x = SimVP((2, 1, 8, 8), 8, 16, 2, 2, skip="add", variant="openstl").eval(), torch.rand(1, 2, 1, 8, 8)
+    state = other.to_official()
+    assert "dec.dec.0.conv.conv.0.weight" in state
+    with torch.no_grad():
+        assert torch.equal(SimVP.from_official(state, (2, 1, 8, 8), 8, 16, 2, 2, variant="openstl")(x), other(x))
+    for options in ({"skip": "none"}, {"norm": False}, {"translator": "rnn"}, {"variant": "openstl"}):
+        with pytest.raises(ValueError, match="no official names"):
+            SimVP((2, 1, 8, 8), 8, 16, 2, 2, **options).to_official()
+
+
 def test_gradients_of_the_official_code(shared):
     state, arrays, card = golden(shared)
     model = SimVP.from_official(state, **card["config"]["model"]).double()
@@ -122,6 +137,9 @@ def test_translators_and_variants_learn(translator, variant):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] and all(p.grad is not None for p in model.parameters())
+    assert model(clip[:0, :4]).shape == (0, 4, 1, 20, 12)  # a batch of none
+    with torch.no_grad():
+        assert model(clip[:0, :4], 5).shape == (0, 5, 1, 20, 12)
 
 
 def test_the_recurrent_translator_reads_and_then_runs_on():

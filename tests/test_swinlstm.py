@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from paperlib.core.layers import WindowAttention
+from paperlib.core.video import cost
 from paperlib.sequence import swinlstm
 from paperlib.sequence.swinlstm import PAPER, Cell, ConvMixer, PatchExpanding, PatchMerging, SwinBlock, SwinLSTM, SwinMixer, our_name
 
@@ -81,6 +83,26 @@ def test_parameters_of_both_kinds():
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert (count(small) + 197_376, count(deep) + 1_346_560) == (2_778_417, 20_191_969)
     assert [len(c.mixer.blocks) for c in deep.up] == [2, 6] and [c.mixer.blocks[0].attn.num_heads for c in deep.up] == [8, 4]
+
+
+class OneStep(nn.Module):
+    def __init__(self, model, kernel):
+        super().__init__()
+        self.model = model
+        for m in model.modules():
+            if isinstance(m, WindowAttention):
+                m.kernel = kernel
+
+    def forward(self, x):
+        return self.model.step(x)[0]
+
+
+@pytest.mark.parametrize(("options", "gmacs"), [({}, 2.67), ({"depths": (2, 6), "depths_up": (6, 2), "num_heads": (4, 8)}, 3.66)])
+def test_multiply_adds_of_a_step(options, gmacs):
+    """As the released code's, by the formula; of the kernel that a CPU takes torch's counter misses the products that are made in place, a hundredth."""
+    model = SwinLSTM(**options)
+    assert cost(OneStep(model, "explicit"), torch.zeros(1, 1, 64, 64), rounds=0).gmacs == pytest.approx(gmacs, abs=0.005)
+    assert cost(OneStep(model, "auto"), torch.zeros(1, 1, 64, 64), rounds=0).gmacs == pytest.approx(gmacs, rel=0.012)
 
 
 def test_the_fusing_block_written_out():
@@ -183,6 +205,11 @@ def test_clips_that_do_not_fit():
     for x, message in ((torch.rand(1, 0, 1, 16, 16), r"\(1, 0, 1, 16, 16\)"), (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"), (torch.rand(1, 2, 2, 16, 16), r"\(1, 2, 2, 16, 16\)")):
         with pytest.raises(ValueError, match=message):
             net(x, 2)
+    frames, other = torch.rand(2, 1, 16, 16), SwinLSTM(8, 2, 1, 8, (2,), None, (2,))
+    with torch.no_grad():
+        for state in (net.step(frames[:1])[1], other.step(frames[..., :8, :8])[1], ()):  # a batch of one would be broadcast
+            with pytest.raises(ValueError, match="does not go with the frames"):
+                net.step(frames, state)
 
 
 def test_the_rival_mixer_has_about_as_many_parameters():

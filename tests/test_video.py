@@ -135,10 +135,17 @@ def test_digits_photos_and_letters_are_split_before_clips_are_made():
 @pytest.mark.parametrize(("change", "message"), [
     ({"sprites": torch.zeros(2, 1, 8, 8)}, "torch.float32"), ({"sprites": [1]}, "got list"), ({"size": 4}, "8×8 do not fit a frame of side 4"),
     ({"objects": 0}, "objects=0"), ({"speed": 2.0}, "speed=2.0"), ({"sprites": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "opaque=True"),
-    ({"backgrounds": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "backgrounds"), ({"frames": 0}, "frames=0")])
+    ({"backgrounds": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "backgrounds"), ({"frames": 0}, "frames=0"), ({"frames": 2.5}, r"frames=2\.5"),
+    ({"backgrounds": torch.zeros(0, 1, 16, 16, dtype=torch.uint8)}, r"M of 1 or more, got \(0, 1, 16, 16\)"), ({"backgrounds": [1]}, "got list"), ({"sprites": torch.zeros(2, 1, 0, 8, dtype=torch.uint8)}, "0×8")])
 def test_bad_worlds_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         MovingSprites(**{"sprites": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "size": 16} | change)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2.5])
+def test_a_world_without_room_for_a_figure_is_refused(size):
+    with pytest.raises(ValueError, match=f"size={size}"):
+        moving("digits", size=size)
 
 
 def test_baselines_are_what_they_say():
@@ -172,6 +179,44 @@ def test_videos_from_files(tmp_path):
         read_video(tmp_path / "empty")
     with pytest.raises(ValueError, match="channels=4"):
         read_video(tmp_path / "film", channels=4)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_a_film_that_is_cut_off_anywhere_is_named(kind, tmp_path):
+    frames = [Image.fromarray(f) for f in np.random.default_rng(0).integers(0, 255, (3, 12, 12), dtype=np.uint8)]
+    frames[0].save(tmp_path / f"film.{kind}", save_all=True, append_images=frames[1:])
+    whole = (tmp_path / f"film.{kind}").read_bytes()
+    for end in range(0, len(whole) - 40, 23):
+        (tmp_path / f"cut.{kind}").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=rf"cut\.{kind} is no video that can be read"):
+            read_video(tmp_path / f"cut.{kind}")
+
+
+def test_a_video_that_ends_before_its_head_says_is_named():
+    short = Windows([lambda: torch.zeros(5, 1, 2, 2, dtype=torch.uint8)], 3, lengths=[9], names=["a/walk.avi"])
+    assert short[2].shape == (3, 1, 2, 2)
+    for clips in (short, short.cut(4)):
+        with pytest.raises(ValueError, match=r"a/walk\.avi ends after 5 of the 9 frames"):
+            clips[3]
+
+
+def test_a_film_that_is_cut_off_is_named_by_the_reader_of_kth(tmp_path):
+    av = pytest.importorskip("av")
+    (tmp_path / "boxing").mkdir()
+    path = tmp_path / "boxing" / "person01_boxing_d1_uncomp.avi"
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(20):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8), format="rgb24")))
+        film.mux(stream.encode())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=r"person01_boxing_d1_uncomp\.avi ends after \d+ of the 20 frames"):
+        read_kth(tmp_path, "train", 10, 8, 10)[1]
+    path.write_bytes(whole[:20])
+    with pytest.raises(ValueError, match=r"person01_boxing_d1_uncomp\.avi is no video"):
+        video_length(path)
 
 
 def test_frames_come_in_the_order_of_their_numbers(tmp_path):
@@ -245,6 +290,21 @@ def test_a_broken_archive_is_named(tmp_path):
     (tmp_path / "dataset.npz").write_bytes(b"PK\x03\x04 and nothing else")
     with pytest.raises(ValueError, match=r"dataset\.npz is no array that numpy can read"):
         read_taxibj(tmp_path / "dataset.npz")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_that_is_damaged_anywhere_is_named(save, tmp_path):
+    path = tmp_path / "dataset.npz"
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 4, 2, 4, 4)).astype(np.float32)
+    save(path, X_train=x, Y_train=x)
+    whole = path.read_bytes()
+    for at in range(0, len(whole) - 40, 31):
+        path.write_bytes(whole[:at] + bytes(40) + whole[at + 40:])
+        try:
+            assert read_taxibj(path).clips().shape == (3, 8, 2, 4, 4)  # what was overwritten is looked at by nobody
+        except ValueError as error:
+            assert str(path) in str(error)
 
 
 def test_kth_and_human36m(tmp_path):

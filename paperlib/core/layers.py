@@ -256,6 +256,8 @@ def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, 
         raise ValueError(f"qkv {tuple(qkv.shape)}, folded {tuple(folded.shape)}, {len(kind)} kinds do not fit {num_heads} heads, windows of {size}")
     if kernel not in ("auto", "pieces", "sdpa"):
         raise ValueError(f"kernel={kernel!r}: expected 'auto', 'pieces' or 'sdpa'")
+    if not B:
+        return qkv[..., : C3 // 3]                                               # no picture, no window
     scale = (C3 // 3 // num_heads) ** -0.5 if scale is None else scale
     folded = folded.to(qkv.dtype)
     if kernel == "pieces" or (kernel == "auto" and qkv.device.type == "cpu"):
@@ -316,7 +318,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.kernel = "auto"
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self._once: dict[tuple[int, int, int], tuple[Tensor, Tensor]] | None = None
+        self._once: dict[tuple[int, int, int, bool], tuple[Tensor, Tensor]] | None = None
 
     def bias(self) -> Tensor:
         """Return B: (heads, M * M, M * M), the number for each pair of tokens."""
@@ -328,7 +330,7 @@ class WindowAttention(nn.Module):
 
     def folded(self, rows: int, columns: int, shift: int) -> tuple[Tensor, Tensor]:
         """Return bias and mask of each kind of window, and the kind of each window; inside `bias_once`, those of the first call."""
-        key, once = (rows, columns, shift), {} if self._once is None else self._once
+        key, once = (rows, columns, shift, torch.is_grad_enabled()), {} if self._once is None else self._once     # a table made without gradients has none to give
         if key not in once:
             masks, kind = window_kinds(rows, columns, self.window_size, shift, self.qkv.weight.device)
             once[key] = kept_fold(self, masks, shift), kind

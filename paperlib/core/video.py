@@ -10,8 +10,11 @@ import os
 import re
 import statistics
 import time
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
@@ -115,14 +118,14 @@ class MovingSprites:
         if not isinstance(sprites, Tensor) or sprites.dtype != torch.uint8 or sprites.ndim != 4 or not len(sprites):
             raise ValueError(f"sprites: expected a uint8 tensor (N, C, h, w), got {tuple(sprites.shape) if isinstance(sprites, Tensor) else type(sprites).__name__}"
                              f"{f' of {sprites.dtype}' if isinstance(sprites, Tensor) else ''}")
-        if min(frames, size, objects) < 1 or not 0 <= speed <= 1:
-            raise ValueError(f"frames={frames}, size={size}, objects={objects}, speed={speed}: expected counts of 1 or more and a speed of 0 to 1")
-        if max(sprites.shape[2:]) > size:
+        if any(not isinstance(n, Integral) or n < 1 for n in (frames, size, objects)) or not 0 <= speed <= 1:
+            raise ValueError(f"frames={frames}, size={size}, objects={objects}, speed={speed}: expected whole numbers of 1 or more and a speed of 0 to 1")
+        if min(sprites.shape[2:]) < 1 or max(sprites.shape[2:]) > size:
             raise ValueError(f"sprites of {sprites.shape[2]}×{sprites.shape[3]} do not fit a frame of side {size}")
         if not opaque and sprites.shape[1] != 1:
             raise ValueError(f"sprites with {sprites.shape[1]} channels can only be drawn opaque=True: a pane has one opacity")
-        if backgrounds is not None and (backgrounds.dtype != torch.uint8 or tuple(backgrounds.shape[2:]) != (size, size) or opaque and backgrounds.shape[1] != sprites.shape[1]):
-            raise ValueError(f"backgrounds: expected a uint8 tensor (M, C, {size}, {size}) with the channels of opaque sprites, got {tuple(backgrounds.shape)} of {backgrounds.dtype}")
+        if backgrounds is not None and (not isinstance(backgrounds, Tensor) or backgrounds.dtype != torch.uint8 or not len(backgrounds) or tuple(backgrounds.shape[2:]) != (size, size) or opaque and backgrounds.shape[1] != sprites.shape[1]):
+            raise ValueError(f"backgrounds: expected a uint8 tensor (M, C, {size}, {size}) with the channels of opaque sprites, M of 1 or more, got {f'{tuple(backgrounds.shape)} of {backgrounds.dtype}' if isinstance(backgrounds, Tensor) else type(backgrounds).__name__}")
         self.sprites, self.frames, self.size, self.objects, self.opaque, self.speed = np.ascontiguousarray(sprites.numpy(), np.float32) / 255, frames, size, objects, opaque, speed
         self.backgrounds = None if backgrounds is None else backgrounds.float() / 255
         self.channels = sprites.shape[1] if opaque else 1 if backgrounds is None else backgrounds.shape[1]
@@ -208,11 +211,12 @@ def moving(world: str = "digits", split: str = "train", frames: int = 20, size: 
     Raises
     ------
     ValueError
-        An unknown world or split.
+        An unknown world or split, or a frame too small for a figure.
     """
     if world not in WORLDS or split not in ("train", "test"):
         raise ValueError(f"world={world!r}, split={split!r}: expected one of {', '.join(WORLDS)}, and train or test")
-    side = round(28 * size / 64)
+    if not isinstance(size, Integral) or (side := round(28 * size / 64)) < 1:
+        raise ValueError(f"size={size}: expected a whole number, 2 or more, so that figures have a pixel")
     if world == "crops":
         return MovingSprites(photo_crops(400, side, split), frames, size, objects, opaque=True, speed=speed)
     ground = photo_crops(400, size, split, dim=0.6, seed=1) if world == "digits_on_photos" else None
@@ -317,7 +321,7 @@ def read_video(path: str | os.PathLike, size: int | None = None, channels: int =
         try:
             with Image.open(path) as film:
                 frames = [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(film)]
-        except OSError as error:
+        except (OSError, EOFError, IndexError, SyntaxError) as error:                         # what Pillow raises for files cut off here or there
             raise ValueError(f"{path} is no video that can be read: {error}") from error
     else:
         frames = _decoded(path)
@@ -334,7 +338,7 @@ def video_length(path: str | os.PathLike) -> int:
     if path.suffix.lower() not in _ANIMATED and importlib.util.find_spec("av"):
         import av
 
-        with av.open(str(path)) as film:
+        with suppress(av.error.FFmpegError), av.open(str(path)) as film:                      # where its head cannot be read, reading it says so below
             if film.streams.video and film.streams.video[0].frames:
                 return film.streams.video[0].frames
     return len(read_video(path))
@@ -350,17 +354,18 @@ class Windows(torch.utils.data.Dataset):
     stride : frames between the starts of two clips of a video
     step : take every ``step``-th frame
     lengths : the T of each video, needed where ``videos`` are functions
+    names : of the videos, for messages
 
     Raises
     ------
     ValueError
-        Numbers below 1, or no video long enough.
+        Numbers below 1, or no video long enough; and where a clip is asked for, a video that ends before the T that was said.
     """
 
-    def __init__(self, videos: Sequence, frames: int, stride: int = 1, step: int = 1, lengths: Sequence[int] | None = None):
+    def __init__(self, videos: Sequence, frames: int, stride: int = 1, step: int = 1, lengths: Sequence[int] | None = None, names: Sequence[str] = ()):
         if min(frames, stride, step) < 1:
             raise ValueError(f"frames={frames}, stride={stride}, step={step}: expected 1 or more")
-        self.videos, self.frames, self.stride, self.step = videos, frames, stride, step
+        self.videos, self.frames, self.stride, self.step, self.names = videos, frames, stride, step, names
         self.lengths = [len(v) for v in videos] if lengths is None else list(lengths)
         span = (frames - 1) * step + 1
         self.at = [(i, s) for i, n in enumerate(self.lengths) for s in range(0, n - span + 1, stride)]
@@ -377,11 +382,13 @@ class Windows(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> Tensor:
         video, start = self.at[i]
         clip = torch.as_tensor(np.ascontiguousarray(self._read(video)[start:start + (self.frames - 1) * self.step + 1:self.step]))
+        if len(clip) < self.frames:
+            raise ValueError(f"{self.names[video] if self.names else f'video {video}'} ends after {len(self._read(video))} of the {self.lengths[video]} frames that it should have: is it cut off?")
         return clip.float() / 255 if clip.dtype == torch.uint8 else clip.float()
 
     def cut(self, frames: int) -> Windows:
         """Return the same videos cut into clips of another length."""
-        return Windows(self.videos, frames, self.stride, self.step, self.lengths)
+        return Windows(self.videos, frames, self.stride, self.step, self.lengths, self.names)
 
     def clips(self, n: int | None = None) -> Tensor:
         """Return the first ``n`` clips, or evenly spaced ones if there are more, as (n, T, C, H, W)."""
@@ -432,8 +439,11 @@ def _loaded(file: str | os.PathLike):
     """Return what a .npy or .npz file holds, mapped where it can be; ValueError naming the file if numpy cannot read it."""
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
-        return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else found
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            return found
+        with found:
+            return dict(found)
+    except (ValueError, EOFError, OSError, SyntaxError, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{file} is no array that numpy can read: {error}") from error
@@ -458,7 +468,7 @@ def read_kth(folder: str | os.PathLike, split: str = "train", frames: int = 30, 
             films.append(path)
     if not films:
         raise ValueError(f"{folder}: no film of a person of {split!r} ({'1 to 16' if split == 'train' else '17 to 25'})")
-    return Windows([lambda p=p: read_video(p, size) for p in films], frames, stride, lengths=[video_length(p) for p in films])
+    return Windows([lambda p=p: read_video(p, size) for p in films], frames, stride, lengths=[video_length(p) for p in films], names=[str(p) for p in films])
 
 
 def read_human36m(folder: str | os.PathLike, split: str = "train", frames: int = 8, size: int = 128, step: int = 5) -> Windows:

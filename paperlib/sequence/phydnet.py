@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import factorial
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -23,9 +24,9 @@ from ..core.video import WORLDS, Curve, adam, by_frame, evaluate, material, pred
 
 # %% auto #0
 __all__ = ['BRANCHES', 'SHORT', 'PAPER', 'MODELS', 'EQUATION', 'taylor', 'kernel_to_moments', 'moments_to_kernel', 'derivatives',
-           'PhyCell', 'over_time', 'Branch', 'State', 'Step', 'require_truth', 'Branches', 'PhyDNet', 'our_name',
-           'official_name', 'load_official', 'official_state', 'moment_loss', 'PixelPhysics', 'PhyDNetPreset',
-           'Forcing', 'config_of', 'train', 'require_sound', 'branches_apart', 'experiment']
+           'PhyCell', 'over_time', 'Branch', 'State', 'Step', 'require_truth', 'require_state', 'Branches', 'PhyDNet',
+           'our_name', 'official_name', 'load_official', 'official_state', 'moment_loss', 'PixelPhysics',
+           'PhyDNetPreset', 'Forcing', 'config_of', 'train', 'require_sound', 'branches_apart', 'experiment']
 
 # %% ../../nbs/sequence/phydnet.ipynb #moments
 def taylor(n: int) -> Tensor:
@@ -184,10 +185,18 @@ class Step(NamedTuple):
 
 def require_truth(x: Tensor, frames_out: int, truth: Tensor | None) -> None:
     """Refuse to predict no frame, and true frames that do not go on with the clips x (B, T, C, H, W)."""
-    if frames_out < 1:
-        raise ValueError(f"frames_out={frames_out}: expected 1 or more")
+    if not isinstance(frames_out, Integral) or frames_out < 1:
+        raise ValueError(f"frames_out={frames_out!r}: expected a whole number, 1 or more")
     if truth is not None and (truth.ndim != 5 or truth.shape[1] < frames_out - 1 or (truth.shape[0], *truth.shape[2:]) != (x.shape[0], *x.shape[2:])):
         raise ValueError(f"truth of {tuple(truth.shape)}: expected ({x.shape[0]}, {frames_out}, {', '.join(map(str, x.shape[2:]))}), as the clips are")
+
+
+def require_state(state: State, e: Tensor) -> State:
+    """Return a state that goes with encoded frames (B, C, h, w), and refuse one of another batch or size, which would be broadcast."""
+    for s in (s for branch in state for cell in branch for s in cell):
+        if s.shape[:1] + s.shape[2:] != e.shape[:1] + e.shape[2:]:
+            raise ValueError(f"a state of {tuple(s.shape)} does not go with frames that are encoded to {tuple(e.shape)}")
+    return state
 
 
 class Branches(nn.Module):
@@ -222,11 +231,11 @@ class Branches(nn.Module):
         Raises
         ------
         ValueError
-            A frame of other channels, or sides that 4 does not divide.
+            A frame of other channels, sides that 4 does not divide, or a state of another batch or size.
         """
         self._check(x, 4)
         e = self.encoder(x)
-        state = self.start(e) if state is None else state
+        state = self.start(e) if state is None else require_state(state, e)
         of_p, of_r = kernels or (None, None)
         p, physical = self.physical.step(e, state.physical, correct, of_p) if self.physical else (None, ())
         r, residual = self.residual.step(e, state.residual, correct, of_r) if self.residual else (None, ())
@@ -284,7 +293,7 @@ class PhyDNet(Branches):
         physical = lstm() if branches == "two residual" else equation()
         self.physical = Branch(physical, width) if branches != "residual" else None
         self.residual = Branch(equation() if branches == "two physical" else lstm(), width) if branches != "physical" else None
-        self.channels, self.official = channels, branches == "both" and gate == "sigmoid" and norm
+        self.channels, self.official = channels, branches == "both" and gate == "sigmoid" and norm and width == 64
 
     def forward(self, x: Tensor, frames_out: int = 10, truth: Tensor | None = None, all_steps: bool = False, correct: bool = True) -> Tensor:
         """Predict ``frames_out`` frames after x (B, T, C, H, W).
@@ -348,7 +357,7 @@ class PhyDNet(Branches):
         Raises
         ------
         ValueError
-            A network that the released code has not: other branches, the tanh gain, or no norm.
+            A network that the released code has not: other branches, the tanh gain, no norm, or a latent space of other than 64 channels.
         """
         return official_state(self)
 
@@ -393,7 +402,7 @@ def load_official(cls: type, state: Mapping[str, Tensor], phycell: Mapping, conv
 def official_state(model: PhyDNet) -> dict[str, Tensor]:
     """Return the state dict with the official names: see `PhyDNet.to_official`."""
     if not model.official:
-        raise ValueError("the released code has both branches, a sigmoid gain and a norm: this network has no official names")
+        raise ValueError("the released code has both branches, a sigmoid gain, a norm and 64 channels in the latent space: this network has no official names")
     return {official_name(k): v for k, v in model.state_dict().items()}
 
 # %% ../../nbs/sequence/phydnet.ipynb #moment-loss

@@ -26,8 +26,8 @@ from ..core.video import WORLDS, Curve, Material, adam, apart, by_frame, evaluat
 # %% auto #0
 __all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
            'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator', 'AttentionTranslator',
-           'require_network', 'SimVP', 'our_name', 'renamed', 'SimVPPreset', 'require_sound', 'Keep', 'config_of',
-           'train', 'mixtures', 'experiment', 'jumps', 'elsewhere', 'mixed']
+           'require_network', 'SimVP', 'our_name', 'official_name', 'official_state', 'renamed', 'SimVPPreset',
+           'require_sound', 'Keep', 'config_of', 'train', 'mixtures', 'experiment', 'jumps', 'elsewhere', 'mixed']
 
 # %% ../../nbs/sequence/simvp.ipynb #conv-block
 def strides(n: int) -> tuple[int, ...]:
@@ -297,7 +297,7 @@ class SimVP(nn.Module):
         super().__init__()
         require_network(shape_in, hid_S, hid_T, N_S, N_T, groups, skip, variant, translator, norm)
         T, C, H, W = self.shape_in = tuple(shape_in)
-        self.variant = variant
+        self.variant, self.official = variant, translator == "cnn" and norm and skip == ("add" if variant == "openstl" else "concat")
         block = lambda *a: ConvBlock(*a, norm=norm, activation=nn.SiLU() if variant == "openstl" else None)
         self.encoder = Encoder(C, hid_S, N_S, block)
         options = {"kernels": kernels, "groups": groups, "norm": norm} if translator == "cnn" else {}
@@ -348,6 +348,16 @@ class SimVP(nn.Module):
         model = cls(shape_in, hid_S, hid_T, N_S, N_T, incep_ker, groups, "add" if variant == "openstl" else "concat", variant)
         return load_exactly(model, renamed(state, variant), "check shape_in, hid_S, hid_T and incep_ker")
 
+    def to_official(self) -> dict[str, Tensor]:
+        """Return the state dict with the official names, those of the network's variant: what `from_official` reads.
+
+        Raises
+        ------
+        ValueError
+            A network that neither released code has: another translator, no norm, or a skip that is not the variant's.
+        """
+        return official_state(self)
+
 # %% ../../nbs/sequence/simvp.ipynb #names
 _NAMES = ((r"^enc\.enc\.(\d+)\.conv\.(conv|norm)", r"encoder.layers.\1.\2"), (r"^dec\.dec\.(\d+)\.conv\.(conv|norm)", r"decoder.layers.\1.\2"), (r"^dec\.readout", "decoder.readout"),
           (r"^hid\.(enc|dec)\.(\d+)\.conv1", r"translator.\1oder.\2.reduce"), (r"^hid\.(enc|dec)\.(\d+)\.layers\.(\d+)\.(conv|norm)", r"translator.\1oder.\2.branches.\3.\4"))
@@ -360,6 +370,24 @@ def our_name(key: str) -> str:
         if n:
             break
     return key
+
+
+_BACK = ((r"^encoder\.layers\.(\d+)", r"enc.enc.\1.conv"), (r"^decoder\.layers\.(\d+)", r"dec.dec.\1.conv"), (r"^decoder\.readout", "dec.readout"),
+         (r"^translator\.(enc|dec)oder\.(\d+)\.reduce", r"hid.\1.\2.conv1"), (r"^translator\.(enc|dec)oder\.(\d+)\.branches", r"hid.\1.\2.layers"))
+
+
+def official_name(name: str) -> str:
+    """Return the official key of our name: the inverse of `our_name`."""
+    for pattern, theirs in _BACK:
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+def official_state(model: SimVP) -> dict[str, Tensor]:
+    """Return the state dict with the official names: see `SimVP.to_official`."""
+    if not model.official:
+        raise ValueError("the released codes have the cnn translator, norms, and a skip that is concatenated (official) or added (openstl): this network has no official names")
+    return {official_name(k): v for k, v in model.state_dict().items()}
 
 
 def renamed(state: Mapping[str, Tensor], variant: str) -> dict[str, Tensor]:

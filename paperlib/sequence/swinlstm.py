@@ -20,8 +20,9 @@ from ..core.video import WORLDS, Curve, adam, evaluate, material, require_video,
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
-           'PatchEmbed', 'require_lists', 'require_network', 'require_frames', 'drop_rates', 'SwinLSTM', 'our_name',
-           'load_official', 'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of', 'train', 'experiment']
+           'PatchEmbed', 'require_lists', 'require_network', 'require_frames', 'require_state', 'drop_rates',
+           'SwinLSTM', 'our_name', 'load_official', 'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of',
+           'train', 'experiment']
 
 # %% ../../nbs/sequence/swinlstm.ipynb #cell
 class Cell(nn.Module):
@@ -146,6 +147,9 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x).movedim(1, -1))
 
 # %% ../../nbs/sequence/swinlstm.ipynb #network-checks
+State = tuple[tuple[Tensor, Tensor], ...]
+
+
 def require_lists(depths: Sequence[int], depths_up: Sequence[int] | None, num_heads: Sequence[int]) -> None:
     """Refuse cells without a block or a head."""
     if min(*depths, *num_heads, *(depths_up or ()), 1, 1) < 1:
@@ -174,12 +178,17 @@ def require_frames(x: Tensor, channels: int, size: tuple[int, int], what: str = 
         raise ValueError(f"expected {what}, {channels}, {size[0]}, {size[1]}), got {tuple(x.shape)}")
 
 
+def require_state(state: State, shapes: Sequence[tuple[int, int, int]], batch: int) -> State:
+    """Return a state, (h, c) of each cell as (B, H W, C), and refuse one of another batch, size or network: a batch of one would be broadcast."""
+    wanted = [(batch, H * W, C) for H, W, C in shapes for _ in "hc"]
+    if (found := [tuple(s.shape) for cell in state for s in cell]) != wanted:
+        raise ValueError(f"a state of {found} does not go with the frames: expected {wanted}")
+    return state
+
+
 def drop_rates(rate: float, n: int) -> list[float]:
     """Return ``n`` rates that rise evenly from 0 to ``rate``."""
     return [rate * i / max(1, n - 1) for i in range(n)]
-
-
-State = tuple[tuple[Tensor, Tensor], ...]
 
 # %% ../../nbs/sequence/swinlstm.ipynb #swinlstm
 class SwinLSTM(nn.Module):
@@ -237,10 +246,10 @@ class SwinLSTM(nn.Module):
         Raises
         ------
         ValueError
-            A frame of another size.
+            A frame of another size, or a state of another batch or network.
         """
         require_frames(x, self.channels, self.size)
-        state, after, y, n = self.start(x) if state is None else state, [], self.patch_embed(x), len(self.down)
+        state, after, y, n = self.start(x) if state is None else require_state(state, self.shapes, len(x)), [], self.patch_embed(x), len(self.down)
 
         def run(cell: Cell, y: Tensor, i: int) -> Tensor:
             h, c = cell(y, tuple(s.unflatten(1, self.shapes[i][:2]) for s in state[i]))
