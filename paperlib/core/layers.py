@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 # %% auto #0
 __all__ = ['MASKED', 'SCRATCH', 'LANES', 'window_partition', 'window_reverse', 'relative_position_index', 'shift_mask',
            'window_attention_explicit', 'window_kinds', 'fold', 'window_attention', 'kept_fold', 'WindowAttention',
-           'bias_once', 'Mlp', 'DropPath', 'halves', 'ConvLSTMCell']
+           'bias_once', 'written_out', 'Mlp', 'DropPath', 'halves', 'ConvLSTMCell']
 
 # %% ../../nbs/core/layers.ipynb #windows
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -369,6 +369,19 @@ def bias_once(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._once = None
+
+# %% ../../nbs/core/layers.ipynb #written
+@contextmanager
+def written_out(model: nn.Module) -> Iterator[None]:
+    """Inside, each `WindowAttention` of ``model`` attends by the formula as it is written: slower, the same numbers to rounding."""
+    layers = [(m, m.kernel) for m in model.modules() if isinstance(m, WindowAttention)]
+    for layer, _ in layers:
+        layer.kernel = "explicit"
+    try:
+        yield
+    finally:
+        for layer, kernel in layers:
+            layer.kernel = kernel
 
 # %% ../../nbs/core/layers.ipynb #mlp
 class Mlp(nn.Module):

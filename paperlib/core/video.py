@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .data import dataset, read_image
 from .images import imresize, rgb_to_y
+from .layers import written_out
 from .metrics import mae_sum_frame, mse_sum_frame, psnr, psnr_uint8_wrapped, ssim, ssim_legacy
 from .training import Batches
 
@@ -622,7 +623,7 @@ def cost(model: nn.Module, clips: Tensor, rounds: int = 3, frames_out: int | Non
     call = lambda: model(clips) if frames_out is None else model(clips, frames_out)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), written_out(model), FlopCounterMode(display=False) as counter:
         call()
     times = []
     for i in range(rounds + 1 if rounds else 0):
