@@ -134,6 +134,7 @@ def test_views_are_picked_by_number_slice_and_list(scene):
     some = scene[[7, 0]]
     assert some.names == ("view_007", "view_000") and torch.equal(some.images, scene.images[[7, 0]]) and torch.equal(some.camera.c2w, scene.camera.c2w[[7, 0]])
     assert torch.equal(some.depth, scene.depth[[7, 0]])
+    assert scene[np.int64(3)].names == ("view_003",)
     with pytest.raises(IndexError):
         scene[10]
 
@@ -221,7 +222,38 @@ def test_a_blender_scene_comes_back(tmp_path, scene):
             capture(tmp_path, size=size)
 
 
+def test_points_of_other_programs(tmp_path, scene):
+    """Colours as floats in [0, 1], a cloud of nobody, files that are none of it; the doctor says so too."""
+    ply = lambda kind, rows: f"ply\nformat ascii 1.0\nelement vertex {len(rows)}\n" + "".join(f"property {k} {n}\n" for k, n in zip(["float"] * 3 + [kind] * 3, "x y z red green blue".split())) + "end_header\n" + "\n".join(rows) + "\n"
+    ngp(tmp_path, scene, ply_file_path="a.ply")
+    for kind, rows, wanted in (("float", ["0 0 0 0.5 1 0"], [0.5, 1, 0]), ("float", ["0 0 0 51 255 0"], [0.2, 1, 0]), ("uchar", ["0 0 0 1 0 0"], [1 / 255, 0, 0])):
+        (tmp_path / "a.ply").write_text(ply(kind, rows))
+        assert np.allclose(read_transforms(tmp_path).colors, [wanted])
+    (tmp_path / "a.ply").write_text(ply("uchar", []))
+    assert read_transforms(tmp_path).points is None
+    edit(tmp_path, lambda d: d.update(ply_file_path=5))
+    with pytest.raises(ValueError, match="ply_file_path, the name of a PLY, got 5"):
+        read_transforms(tmp_path)
+    edit(tmp_path, lambda d: d.pop("ply_file_path"))
+    np.savez(tmp_path / "sparse_points.npz", points=np.zeros((3, 3)))
+    cut = (tmp_path / "sparse_points.npz").read_bytes()[:60]
+    for data in (None, cut):
+        if data is not None:
+            (tmp_path / "sparse_points.npz").write_bytes(data)
+        with pytest.raises(ValueError, match="sparse_points.npz: expected xyz and rgb"):
+            read_transforms(tmp_path)
+        assert doctor(tmp_path)[0].check == "reading"
+
+
+def test_a_picture_stands_once(tmp_path, scene):
+    ngp(tmp_path, scene)
+    edit(tmp_path, lambda d: d["frames"].append({**d["frames"][3], "file_path": "images/0003"}))
+    with pytest.raises(ValueError, match=r"0003.png more than once"):
+        read_transforms(tmp_path)
+
+
 def test_names_are_in_natural_order(tmp_path, scene):
+    assert sorted(["r_10", "r_2", "1²2", "1²10"], key=captures._natural) == ["1²2", "1²10", "r_2", "r_10"]    # a digit to Unicode, no number to Python
     blender(tmp_path, replace(scene[[0, 1] * 6], names=tuple("ab" * 6)))
     edit(tmp_path, lambda d: d["frames"].reverse(), "transforms_train.json")
     assert read_capture(tmp_path).names == tuple(f"train/r_{i}" for i in range(12))
@@ -268,6 +300,9 @@ def test_angles_stand_for_focal_lengths(tmp_path, scene):
     assert torch.allclose(read_capture(tmp_path).camera.K[0], torch.tensor([[20.0, 0, 20], [0, 40.0, 20], [0, 0, 1]]), atol=1e-4)
     edit(tmp_path, lambda d: d.pop("camera_angle_y"))
     assert read_capture(tmp_path).camera.K[0, 1, 1] == pytest.approx(20.0)
+    edit(tmp_path, lambda d: d.update(camera_angle_x=50.0))
+    with pytest.raises(ValueError, match=r"frames\[0\].*camera_angle_x in radians, below pi, got 50"):
+        read_capture(tmp_path)
 
 
 def test_points_of_a_ply_are_read(tmp_path, scene):
@@ -382,6 +417,24 @@ def test_written_and_read_again(tmp_path, scene):
     assert torch.equal(back.points, scene.points) and (back.colors - scene.colors).abs().max() < 0.51 / 255
     assert (premultiplied(back.images) - premultiplied(scene.images)).abs().max() < 1.01 / 255
     assert [f.level for f in doctor(tmp_path / "new") if f.check != "views"] == ["ok"] * 6
+
+
+@pytest.mark.parametrize("names", [("frame.1", "frame.2", "frame.10"), ("a/b", "a_b", "c"), ("图", "画", "照"), ("A", "a", "b"), ("p.png", "p.jpg", "q")])
+def test_no_picture_is_written_over_another(tmp_path, scene, names):
+    three = replace(scene[:3], names=names)
+    back = read_capture(write_transforms(three, tmp_path))
+    assert len(set(back.names)) == 3 and len({n.lower() for n in back.names}) == 3
+    assert torch.allclose(back.camera.c2w, three.camera.c2w, atol=1e-5) and (back.on("white") - three.on("white")).abs().max() < 1 / 100
+
+
+def test_our_scene_may_be_oblong_and_says_what_it_takes(scene):
+    wide = capture("still_life", (10, 16), views=4, samples=1, n_points=50)
+    assert wide.images.shape == (4, 10, 16, 4) and (wide.camera.height, wide.camera.width) == (10, 16)
+    square = capture("still_life", 16, views=4, samples=1, n_points=50)
+    assert torch.equal(wide.camera.c2w, square.camera.c2w) and (wide.images - square.images[:, 3:13]).abs().max() < 1e-4   # its middle rows
+    for options, words in (({"size": 2.5}, "size=2.5"), ({"size": 0}, "size=0"), ({"size": (8, 8, 8)}, "size=.8, 8, 8."), ({"views": 1}, "views=1"), ({"samples": 0}, "samples=0")):
+        with pytest.raises(ValueError, match=f"own_scene: expected whole numbers, got {words}"):
+            capture("still_life", **{"size": 8, **options})
 
 
 def test_folders_without_cameras(tmp_path, scene):

@@ -174,6 +174,11 @@ def test_scenes_that_are_refused(scene):
         train(scene, dataclasses.replace(SHORT, points=0), progress=False)
     with pytest.raises(ValueError, match="no preset"):
         train(scene, "tiny", progress=False)
+    with pytest.raises(ValueError, match="held-out pictures of 8 x 8 pixels: SSIM needs sides of at least 11"):
+        train(scene, SHORT, held_out=scene.resized(8, 8), on_step=lambda *_: pytest.fail("trained first"), progress=False)
+    for every in (0, 2.5):
+        with pytest.raises(ValueError, match=f"checkpoint_every={every}"):
+            train(scene, SHORT, checkpoint="no.pt", checkpoint_every=every, progress=False)
     with pytest.raises(ValueError, match="N >= 2"):
         train(dataclasses.replace(scene, points=scene.points[:1], colors=scene.colors[:1]), SHORT, progress=False)
     with pytest.raises(FileNotFoundError, match="nowhere/at all"):
@@ -280,6 +285,30 @@ def test_round_trips_of_files(scene, tmp_path):
     (tmp_path / "a.ply").write_bytes(cut)
     with pytest.raises(ValueError, match="cut short"):
         GaussianModel.from_ply(tmp_path / "a.ply")
+
+
+def test_a_title_of_any_words_and_sizes_of_no_whole_pixels(scene, tmp_path):
+    model, pages = GaussianModel.from_points(scene.points, scene.colors), []
+    for title in ("plain", "START with CODE, WIDTH times HEIGHT SPLATS; TITLE"):
+        to_html(model.gaussians(), tmp_path / "a.html", scene.camera, title=title)
+        pages.append((tmp_path / "a.html").read_text().replace(title, "", 2))
+    assert pages[0] == pages[1]                                                  # but for the title the same page
+    for bad in ({"width": 100.5}, {"height": 0}, {"background": (math.nan, 0, 0)}, {"background": (1.0, 1.0)}):
+        with pytest.raises(ValueError, match="to_html: expected"):
+            to_html(model.gaussians(), tmp_path / "b.html", **bad)
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_orbits_of_odd_cameras_can_be_drawn(scene):
+    model, see = GaussianModel.from_points(scene.points, scene.colors).gaussians(), lambda eye, up: look_at(eye, (0, 0, 0), up)
+    heads = torch.stack([see((3.0, 0, 0), (0, 0, 1.0)), see((0, 3.0, 0), (0, 0, -1.0))])           # as often on its head as not: no mean up
+    above = torch.stack([see((0.02, 0, 3.0), (1.0, 0, 0)), see((3.0, 0, 0.1), (0, 0, 1.0)), see((-3.0, 0, 0.1), (0, 0, 1.0)), see((0, 3.0, 0.1), (0, 0, 1.0)), see((0, -3.0, 0.1), (0, 0, 1.0)),
+                         see((0.01, 0, 3.0), (-1.0, 0, 0))])                                            # the first from straight above
+    for poses, up in ((heads, [0, 0, 1]), (above, [0, 0, 1])):
+        orbit = orbit_of(model, Camera.from_fov(50, 20, 20, poses))
+        assert np.allclose(orbit["up"], up, atol=0.02) and abs(orbit["elevation"]) <= 1.5
+        first = orbit_camera(orbit, 20, 20)
+        assert first.c2w.isfinite().all() and (first.position[0] - torch.tensor(orbit["target"]).double()).norm().item() == pytest.approx(orbit["distance"])
 
 
 def _missing(what):

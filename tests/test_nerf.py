@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -342,6 +343,25 @@ def test_the_baseline_shows_the_nearest_camera():
         assert apart[j] <= 2 * apart.min()
 
 
+def test_views_without_parallax_are_refused(monkeypatch):
+    views = capture("still_life", size=16, views=9, samples=1, n_points=50)
+    there = views.camera.c2w.clone()
+    there[:, :3, 3] = there[0, :3, 3]
+    turning = replace(views, camera=replace(views.camera, c2w=there))
+    for given, message in ((turning, "9 training views, all from one place"), (views[:1], "1 training view, all from one place")):
+        monkeypatch.setattr(nerf, "train_and_held", lambda *args, given=given: (given, views[:1]))
+        with pytest.raises(ValueError, match=message):
+            shots(PAPER.preset("smoke", TINY))
+
+
+def test_no_rays_give_no_pixels():
+    for options in ({"n_fine": 0}, {"n_fine": 4}, {"n_fine": 4, "resolution": 4}):
+        field = RadianceField(2, 8, 2, 1, (), n_coarse=8, **options).eval()
+        with torch.no_grad():
+            seen = field(torch.zeros(0, 3), torch.zeros(0, 3), stop=1e-4)
+        assert seen.rgb.shape == (0, 3) and seen.asked == 0
+
+
 def test_fewer_views_are_spread_evenly():
     given, _ = shots(PAPER.preset("smoke", TINY | {"views": 5}))
     all_of_them, _ = shots(PAPER.preset("smoke", TINY))
@@ -364,7 +384,12 @@ def test_wrong_presets_are_refused_before_any_training(change, named, monkeypatc
     (lambda: render_rays(NeRF(2, 8, skips=()), None, torch.zeros(3, 3), torch.zeros(3, 3), 1, 2, 1), "n_coarse=1"),
     (lambda: sample_pdf(torch.zeros(2, 4), torch.zeros(2, 4), 3), "(2, 4) and (2, 4)"), (lambda: NeRF(0), "depth=0"), (lambda: NeRF(outputs=3), "outputs=3"),
     (lambda: volume.Grid(0, (0, 0, 0), (1, 1, 1)), "resolution=0"),
-    (lambda: nerf.fly(RadianceField(2, 8, 2, 1, ()), orbit_cameras(3, 8, 8), "x.gif", "colour"), "kind='colour'")])
+    (lambda: nerf.fly(RadianceField(2, 8, 2, 1, ()), orbit_cameras(3, 8, 8), "x.gif", "colour"), "kind='colour'"),
+    (lambda: nerf.fly(None, orbit_cameras(3, 8, 8), "x.mp4"), "x.mp4"), (lambda: nerf.fly(None, orbit_cameras(3, 8, 8), "x.jpg"), "x.jpg"),
+    (lambda: nerf.fly(None, orbit_cameras(3, 8, 8), "x.gif", seconds=0), "0 seconds"), (lambda: load_checkpoint("lego.tar"), "got str; read the file"),
+    (lambda: RayBatches([torch.zeros(1, 8, 9, 3)] * 3, torch.zeros(1, 8, 9, 3), 4, 0, crop_steps=2, crop=0.01), "crop=0.01: no pixel of 8 x 9"),
+    (lambda: volume.stratified(3.0, 2.0, 4, 1), "near=3.0, far=2.0"), (lambda: volume.stratified(0.0, 2.0, 4, 1, inverse=True), "near above 0"),
+    (lambda: volume.stratified(torch.tensor([[1.0], [math.nan]]), 2.0, 4, 2), "expected near <= far")])
 def test_wrong_calls_are_refused(call, message):
     with pytest.raises(ValueError) as error:
         call()

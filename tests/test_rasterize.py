@@ -242,6 +242,7 @@ BAD = {
     "logits for opacities": (lambda g: spoil(g, "opacities", 0, -2.0), "opacities: expected activated values, 0 to 1, got -2"),
     "NaN in the coefficients": (lambda g: spoil(g, "sh_coeffs", (1, 0, 0), torch.nan), "sh_coeffs: holds values that are not finite, first in Gaussian 1"),
     "a singular pose": (lambda g: spoil(g, "w2c", 2, 0.0), "w2c: its 3x3 part is singular"),
+    "a transposed pose": (lambda g: g | {"w2c": g["w2c"].mT}, "w2c: its last row should be 0, 0, 0, 1"),
     "a pose with NaN": (lambda g: spoil(g, "w2c", (0, 3), torch.nan), "w2c: holds values that are not finite"),
     "no focal length": (lambda g: spoil(g, "K", (0, 0), 0.0), "K: expected"),
     "a background of NaN": (lambda g: spoil(g, "background", 0, torch.nan), "background: holds values that are not finite"),

@@ -372,6 +372,17 @@ def test_sparse_points_lie_on_surfaces_that_views_share(make):
     assert 0.5 < float(off) / float(exact.frames.depth[exact.frames.mask].median()) < 4    # about a pixel
 
 
+def test_points_of_more_pixels_than_torch_draws_from(monkeypatch):
+    """Forty views of 800 pixels are more categories than `torch.multinomial` takes: the same law is drawn another way."""
+    frames = render(S.still_life(0), S.orbit_cameras(4, 24, 32))
+    plain = S.sparse_points(frames, 100)[0]
+    monkeypatch.setattr(S, "_CATEGORIES", 100)
+    points, colors, views = S.sparse_points(frames, 100)
+    assert points.shape == colors.shape == (100, 3) and views.min() >= 2 and len(points.unique(dim=0)) == 100
+    assert torch.equal(points, S.sparse_points(frames, 100)[0]) and not torch.equal(points, S.sparse_points(frames, 100, seed=1)[0])
+    assert (points.mean(0) - plain.mean(0)).norm() < 4 * (plain.std(0) / 10).norm()
+
+
 def test_points_that_nobody_shares_are_an_error():
     scene = S.still_life(0)
     with pytest.raises(ValueError, match="overlap"):

@@ -84,6 +84,7 @@ BAD = {
     "text cut short": (b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nend_header\n1\n2\n", "cut short: the header promises 3 vertices, the file holds 2"),
     "a count that is no number": (b"ply\nformat ascii 1.0\nelement vertex many\nproperty float x\nend_header\n1\n", "incomplete, or its count is no number"),
     "a property without a name": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float\nend_header\n1\n", "'property float' is incomplete"),
+    "a name twice": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float x\nend_header\n1 1\n", "a.ply: two properties of a vertex have one name: x, x"),
     "words for numbers": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\nabc\n", "a vertex is no row of numbers"),
     "a point cloud": (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nproperty uchar red\nend_header\n1 2 3 4\n", "a point cloud, not Gaussians"),
 }
@@ -141,6 +142,22 @@ def test_splat_refuses_what_is_not_finite_and_keeps_tiny_quaternions(tmp_path):
     with pytest.raises(ValueError, match="1 of norm zero, first Gaussian 3; a rotation needs a direction, nothing was written"):
         write_splat(tmp_path / "c.splat", dataclasses.replace(scene, quats=none))
     assert not list(tmp_path.glob("c.*"))
+
+
+@pytest.mark.parametrize(("at", "value"), [(0, np.nan), (2, np.inf), (3, -1.0), (5, np.nan)])
+def test_what_is_no_splat_is_named(tmp_path, at, value):
+    write_splat(tmp_path / "a.splat", gaussians(4))
+    records = np.fromfile(tmp_path / "a.splat", "<f4").reshape(4, 8)
+    records[2, at] = value
+    records.tofile(tmp_path / "a.splat")
+    with pytest.raises(ValueError, match="record 2 of 4 has a position or a scale that is not finite, or a scale below 0"):
+        read_splat(tmp_path / "a.splat")
+
+
+def test_a_splat_of_no_extent_is_read(tmp_path):
+    scene = dataclasses.replace(gaussians(3), log_scales=torch.full((3, 3), -1e3))   # its scale is 0 in float32
+    write_splat(tmp_path / "a.splat", scene)
+    assert not read_splat(tmp_path / "a.splat").activated()[2].any()
 
 
 def test_splat_extremes_and_no_gaussians(tmp_path):

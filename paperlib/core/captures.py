@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,7 +155,7 @@ class Capture:
         return "; ".join((text, *self.notes)) + ")"
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Capture:
-        at = np.arange(len(self))[[index] if isinstance(index, int) else index].tolist()
+        at = np.arange(len(self))[[index] if isinstance(index, Integral) and not isinstance(index, bool) else index].tolist()
         depth = None if self.depth is None else self.depth[at]
         return replace(self, images=self.images[at], camera=self.camera[at], names=tuple(self.names[i] for i in at), depth=depth)
 
@@ -190,23 +191,32 @@ class Capture:
         return 1.1 * (position - position.mean(0)).norm(dim=-1).max().item()
 
 # %% ../../nbs/core/captures.ipynb #own
-def own_scene(size: int = 100, seed: int | str = 0, views: int = 40, n_points: int = 4000, samples: int = 2, radius: float = 3.0) -> Capture:
+def own_scene(size: int | tuple[int, int] = 100, seed: int | str = 0, views: int = 40, n_points: int = 4000, samples: int = 2, radius: float = 3.0) -> Capture:
     """Return a synthetic capture: `still_life` of core.scenes seen from an orbit, its background transparent, with exact poses and depth.
 
     Parameters
     ----------
-    size : sides of the square pictures, pixels
+    size : sides of the square pictures, or height and width, pixels
     seed : of the scene and of the points
     views, radius : cameras, and their distance (metres) from the middle of the table, which all look at
     n_points : on surfaces that two views or more see; at most so many
     samples : rays a pixel along each side
+
+    Raises
+    ------
+    ValueError
+        A size or a number that is not whole, no pixel, no sample, fewer than two views.
     """
-    scene, camera = still_life(seed), orbit_cameras(views, size, size, radius=radius, fov=45.0)
+    height, width = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
+    least = {"size": (height, 1), "size ": (width, 1), "samples": (samples, 1), "views": (views, 2)}
+    if wrong := [f"{k.strip()}={v!r} (at least {low})" for k, (v, low) in least.items() if not (isinstance(v, Integral) and v >= low)]:
+        raise ValueError(f"own_scene: expected whole numbers, got {', '.join(dict.fromkeys(wrong))}")
+    scene, camera = still_life(seed), orbit_cameras(views, height, width, radius=radius, fov=45.0)
     frames = render(scene, camera)
     points, colors, _ = sparse_points(frames, n_points, seed=seed if isinstance(seed, int) else 0)
     images = []
     for i in range(0, views, 4):                                                  # a few at a time: the finer pictures are large
-        fine = render(scene, camera[i:i + 4].resize(size * samples, size * samples))
+        fine = render(scene, camera[i:i + 4].resize(height * samples, width * samples))
         hit = fine.mask.float()
         alpha = F.avg_pool2d(hit, samples)
         light = F.avg_pool2d(fine.rgb.square() * hit, samples) / alpha.clamp_min(1e-8)
@@ -387,7 +397,7 @@ def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source
 
 def _natural(name: str) -> list:
     """Return a key that sorts r_2 before r_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 # %% ../../nbs/core/captures.ipynb #range
 def focus(camera: Camera) -> tuple[Tensor, Tensor]:
@@ -458,7 +468,13 @@ _RADIAL, _FISHEYE = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"), ("k1", "k2
 def _json_lens(fields: dict, picture: tuple[int, int], where: str) -> Lens:
     """Return the lens of a frame; ``picture`` is the size that stands for fields w and h where they are left out."""
     H, W = (_number(fields, key, where, size, positive=True) for key, size in zip("hw", picture))
-    by_angle = lambda key, side: 0.5 * side / math.tan(0.5 * _number(fields, key, where, positive=True))
+
+    def by_angle(key: str, side: float) -> float:
+        angle = _number(fields, key, where, positive=True)
+        if angle >= math.pi:
+            raise ValueError(f"{where}: expected {key} in radians, below pi, got {angle:g}")
+        return 0.5 * side / math.tan(0.5 * angle)
+
     if "fl_x" in fields:
         fx = _number(fields, "fl_x", where, positive=True)
     elif "camera_angle_x" in fields:
@@ -505,6 +521,9 @@ def _present(root: Path, names: Sequence[str], images: str | None, file: Path) -
     lost = [n for n, f in zip(names, files) if f is None]
     if len(lost) == len(names):
         raise FileNotFoundError(f"{file} names {len(names)} pictures and none is there; the first would be {root / names[0]}; images= names another folder")
+    given = [f for f in files if f is not None]
+    if len(set(given)) < len(given):
+        raise ValueError(f"{file} names {next(f for f in given if given.count(f) > 1)} more than once: every view needs a picture of its own, or one is learnt from and held out")
     return files, [f"{len(lost)} of {len(names)} frames have no picture, the first {lost[0]}"] if lost else []
 
 # %% ../../nbs/core/captures.ipynb #read-transforms
@@ -555,30 +574,42 @@ def read_transforms(path: str | Path, size: int | tuple[int, int] | None = None,
 
 
 def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return the points (P, 3) and colours that a PLY, or sparse_points.npz, holds."""
+    """Return the points (P, 3) and colours in [0, 1] that a PLY, or sparse_points.npz, holds; None where it holds none. Floats up to 1 are colours as they are."""
     if ply:
-        table = _ply_table(root / ply)
-        columns = [np.stack([table[c].astype(np.float32) for c in names], 1) if set(names) <= set(table.dtype.names) else None
-                   for names in (("x", "y", "z"), ("red", "green", "blue"))]
-        if None in [None if c is None else 0 for c in columns]:
-            raise ValueError(f"{root / ply}: expected x, y, z, red, green, blue, got {', '.join(table.dtype.names)}")
-        xyz, rgb = columns
+        if not isinstance(ply, str):
+            raise ValueError(f"{root}: expected ply_file_path, the name of a PLY, got {ply!r}")
+        table, wanted = _ply_table(root / ply), ("x", "y", "z", "red", "green", "blue")
+        if not set(wanted) <= set(found := table.dtype.names or ()):
+            raise ValueError(f"{root / ply}: expected {', '.join(wanted)}, got {', '.join(found) or 'none'}")
+        xyz, rgb = (np.stack([table[c].astype(np.float32) for c in names], 1) for names in (wanted[:3], wanted[3:]))
+        whole = table.dtype["red"].kind != "f"
     elif (file := root / "sparse_points.npz").is_file():
-        with np.load(file) as z:
-            xyz, rgb = z["xyz"], z["rgb"]
+        try:
+            with np.load(file) as z:
+                xyz, rgb, whole = np.asarray(z["xyz"], np.float32), np.asarray(z["rgb"], np.float32), True
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file}: expected xyz and rgb, numbers; it is damaged, cut short or of another kind: {error!r}") from error
     else:
         return None, None
-    return torch.from_numpy(np.asarray(xyz, np.float32)), torch.from_numpy(np.asarray(rgb, np.float32) / 255)
+    if not len(xyz):
+        return None, None
+    return torch.from_numpy(xyz), torch.from_numpy(rgb / 255 if whole or rgb.max() > 1 else rgb)
 
 # %% ../../nbs/core/captures.ipynb #write-transforms
 def write_transforms(capture: Capture, folder: str | Path) -> Path:
-    """Write a capture as transforms.json with images/*.png (8 bit) and sparse_points.npz, into a folder that is made; return the file's path."""
+    """Write a capture as transforms.json with images/*.png (8 bit) and sparse_points.npz, into a folder that is made; return the file's path.
+
+    Pictures are called as the views are; where that would give two of them one name they are numbered as well.
+    """
     root = Path(folder)
     (root / "images").mkdir(parents=True, exist_ok=True)
     frames, pixels = [], (capture.images.cpu() * 255).round().to(torch.uint8).numpy()
     poses, Ks = opengl_to_opencv(capture.camera.c2w.cpu().double()), capture.camera.K.cpu().double()
-    for i, name in enumerate(capture.names):
-        file = f"images/{re.sub(r'[^A-Za-z0-9_-]+', '_', str(Path(name).with_suffix('')))}.png"
+    stems = [re.sub(r"[^A-Za-z0-9_-]+", "_", name.removesuffix(Path(name).suffix if Path(name).suffix in _SUFFIXES else "")) for name in capture.names]
+    if len({s.lower() for s in stems}) < len(stems):
+        stems = [f"{i:04d}_{s}" for i, s in enumerate(stems)]
+    for i, stem in enumerate(stems):
+        file = f"images/{stem}.png"
         with atomic_write(root / file) as temporary:
             Image.fromarray(pixels[i]).save(temporary, format="PNG")
         K = Ks[i].tolist()

@@ -1521,6 +1521,9 @@ class MultiView(NamedTuple):
     views: Tensor  # (N,) int64: how many frames see the point
 
 
+_CATEGORIES = 2**24  # `torch.multinomial` takes no more
+
+
 def sparse_points(frames: Frames, n: int = 3000, *, seed: int = 0, min_views: int = 2, noise: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Return up to n surface points that several frames see, more of them where colours change.
 
@@ -1544,7 +1547,12 @@ def sparse_points(frames: Frames, n: int = 3000, *, seed: int = 0, min_views: in
     luma = frames.rgb.cpu().mean(1, keepdim=True)
     change = F.pad((luma[..., 1:] - luma[..., :-1]).abs(), (0, 1)) + F.pad((luma[..., 1:, :] - luma[..., :-1, :]).abs(), (0, 0, 0, 1))
     weight = ((change + 0.02) * frames.mask.cpu()).flatten()
-    drawn = torch.multinomial(weight, min(4 * n, int((weight > 0).sum())), generator=generator).to(frames.depth.device)
+    most = min(4 * n, int((weight > 0).sum()))
+    if len(weight) <= _CATEGORIES:
+        drawn = torch.multinomial(weight, most, generator=generator)
+    else:                                                                         # what it does inside: the first of exponential clocks
+        drawn = (weight / torch.empty_like(weight).exponential_(generator=generator)).topk(most).indices
+    drawn = drawn.to(frames.depth.device)
     flat = lambda x: x.movedim(1, -1).flatten(0, 2)[drawn]
     points, colors = flat(backproject(frames.depth, frames.camera)), flat(frames.rgb)
     uv, z = project(points, frames.camera)

@@ -77,6 +77,8 @@ def _ply_table(path: Path) -> np.ndarray:
             columns.append((words[2], _TYPES[words[1]]))
     if order is None or not elements or elements[0][0] != "vertex":
         raise ValueError(f"{path}: expected a format and vertices first, got elements {[e for e, _ in elements]}")
+    if len(dict(columns)) < len(columns):
+        raise ValueError(f"{path}: two properties of a vertex have one name: {', '.join(name for name, _ in columns)}")
     count, row = elements[0][1], np.dtype([(name, ("<" if order == "text" else order) + kind) for name, kind in columns])
     if order == "text":
         lines = body.decode("ascii", "replace").splitlines()[:count]
@@ -174,12 +176,15 @@ def read_splat(path: str | Path) -> Gaussians:
     FileNotFoundError
         No such file.
     ValueError
-        The size is no multiple of 32 bytes.
+        The size is no multiple of 32 bytes, or a record holds what no Gaussian has.
     """
     data = Path(path).read_bytes()
     if len(data) % _RECORD.itemsize:
         raise ValueError(f"{path}: {len(data)} bytes are no whole number of 32-byte records; the file is cut short or no .splat")
     records = np.frombuffer(data, _RECORD)
+    bad = ~np.isfinite(np.concatenate([records["means"], records["scales"]], 1)).all(1) | (records["scales"] < 0).any(1)
+    if bad.any():
+        raise ValueError(f"{path}: record {bad.argmax()} of {len(records)} has a position or a scale that is not finite, or a scale below 0; the file is damaged or no .splat")
     rgba, quats = (torch.from_numpy(records[k].astype(np.float32)) for k in ("rgba", "quats"))
     opacities = (rgba[:, 3] / 255).clamp(0.4 / 255, 254.6 / 255)
     return Gaussians(torch.from_numpy(records["means"].copy()), (quats - 128) / 128, torch.from_numpy(records["scales"].copy()).log(), opacities.logit(),

@@ -444,12 +444,14 @@ def require_sound(preset: SplattingPreset) -> None:
     find_capture(p.data)
 
 
-def require_views(scene: Capture) -> None:
-    """Raise ValueError for a capture that says nothing about depth: fewer than two views, or all from one place."""
+def require_views(scene: Capture, held_out: Capture | None = None) -> None:
+    """Raise ValueError for a capture that says nothing about depth, fewer than two views or all from one place, and for held-out views too small to be scored."""
     if len(scene) < 2:
         raise ValueError(f"training needs at least two views, got {len(scene)}: one picture says nothing about depth")
     if not scene.extent > 1e-6 * scene.far:                                          # a mean of equal places is rounded
         raise ValueError(f"all {len(scene)} cameras stand in one place (extent {scene.extent:.3g}): such views say nothing about depth, and the centres' learning rate, a share of the extent, would be 0")
+    if held_out is not None and min(size := held_out.images.shape[1:3]) < 11:
+        raise ValueError(f"held-out pictures of {size[0]} x {size[1]} pixels: SSIM needs sides of at least 11")
 
 # %% ../../nbs/render/gaussian_splatting.ipynb #train
 def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int = 0, device: str | torch.device = "auto", held_out: Capture | None = None,
@@ -475,14 +477,16 @@ def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int 
     Raises
     ------
     ValueError
-        A preset that cannot be trained, fewer than two views or all from one place, a limit below what training starts from, no Gaussian left after
-        pruning, a checkpoint of another training.
+        A preset that cannot be trained, fewer than two views or all from one place, held-out views too small to be scored, a limit below what training
+        starts from, no Gaussian left after pruning, a checkpoint of another training.
     FloatingPointError
         A loss or a parameter that is not finite, with its step.
     """
     preset = PAPER.preset(preset) if isinstance(preset, str) else preset
     require_sound(preset)
-    require_views(scene)
+    require_views(scene, held_out)
+    if not isinstance(checkpoint_every, Integral) or checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every!r}: expected a whole number of steps, at least 1")
     trainer, path = Trainer(scene, preset, seed, resolve_device(device)), checkpoint_path(checkpoint)
     if path is not None and path.exists():
         load_checkpoint(path, trainer)

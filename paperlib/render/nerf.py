@@ -207,6 +207,8 @@ def load_checkpoint(state: Mapping, **config) -> tuple[NeRF, NeRF | None]:
     state : with network_fn_state_dict and network_fine_state_dict, as torch.load gives it, or with keys network_fn.* and network_fine.*
     config : as for `NeRF.from_official`
     """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected a checkpoint as torch.load gives it, a mapping, got {type(state).__name__}; read the file first")
     flat = {name: {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")} for name in ("network_fn", "network_fine")}
     found = [state.get(f"{name}_state_dict") or flat[name] or None for name in ("network_fn", "network_fine")]
     if found[0] is None:
@@ -415,10 +417,10 @@ def fly(field: RadianceField, camera: Camera, path: str | Path, kind: str = "rgb
     Raises
     ------
     ValueError
-        Another kind, or fewer than two poses.
+        Another kind, an ending that Pillow writes no film to, no time, or fewer than two poses; before anything is rendered.
     """
-    if kind not in View._fields or len(camera) < 2:
-        raise ValueError(f"kind={kind!r}, {len(camera)} poses: expected one of {', '.join(View._fields)}, and two poses at least")
+    if kind not in View._fields or len(camera) < 2 or not seconds > 0 or Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE_ALL:
+        raise ValueError(f"{path}, kind={kind!r}, {len(camera)} poses, {seconds} seconds: expected .gif, .webp or so, one of {', '.join(View._fields)}, two poses at least, above 0")
     frames = torch.stack([getattr(render_view(field, r), kind) for r in zip(*view_rays(camera, field.ndc_near))])
     if kind != "rgb":
         frames = ((frames - frames.min()) / (frames.max() - frames.min()).clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
@@ -443,6 +445,8 @@ class RayBatches:
         self.flat, self.crop_steps = [x.reshape(-1, 3) for x in (*rays, images)], crop_steps
         self.everywhere = Batches(torch.arange(V * H * W), batch_size, seed)
         top, left = round(H * (1 - crop) / 2), round(W * (1 - crop) / 2)
+        if crop_steps and not (2 * top < H and 2 * left < W):
+            raise ValueError(f"crop={crop}: no pixel of {H} x {W} is left in the middle")
         self.inner = Batches(torch.arange(V * H * W).view(V, H, W)[:, top : H - top, left : W - left].flatten(), batch_size, seed) if crop_steps else None
 
     def __repr__(self):
@@ -619,6 +623,8 @@ def shots(preset: NeRFPreset) -> tuple[Capture, Capture]:
         raise ValueError(f"size={preset.size}: pictures of {held.images.shape[1]} x {held.images.shape[2]} pixels; SSIM needs sides of at least 11")
     if preset.views > len(train):
         raise ValueError(f"views={preset.views}: {preset.data} has {len(train)} training views")
+    if len(train) < 2 or not train.extent > 1e-6 * train.far:
+        raise ValueError(f"{preset.data}: {len(train)} training view{'s' * (len(train) > 1)}, all from one place: such pictures say nothing about depth")
     return (train[np.linspace(0, len(train) - 1, preset.views).round().astype(int).tolist()] if preset.views else train), held
 
 

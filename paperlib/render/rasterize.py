@@ -261,10 +261,8 @@ def _by_gsplat(means, quats, scales, opacities, sh, w2c, K, width, height, backg
 # %% ../../nbs/render/rasterize.ipynb #rasterize-checks
 def _checked(means, quats, scales, opacities, sh_coeffs, w2c, K, background, shifts, width, height) -> tuple[Tensor, ...]:
     """Return the arguments as tensors of one dtype and device, or raise a ValueError that names what is wrong."""
-    if not isinstance(means, Tensor) or not means.is_floating_point() or means.ndim != 2 or means.shape[1] != 3:
-        raise ValueError(f"means: expected a float tensor (N, 3), got {getattr(means, 'dtype', type(means).__name__)} {tuple(getattr(means, 'shape', ()))}")
-    if means.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"means: expected float32 or float64, got {means.dtype}")
+    if not isinstance(means, Tensor) or means.dtype not in (torch.float32, torch.float64) or means.ndim != 2 or means.shape[1] != 3:
+        raise ValueError(f"means: expected a float tensor (N, 3), got {getattr(means, 'dtype', type(means).__name__)} {tuple(getattr(means, 'shape', ()))}; float32 and float64 will do")
     N, where = len(means), {"dtype": means.dtype, "device": means.device}
     for name, value in {"quats": quats, "scales": scales, "opacities": opacities, "sh_coeffs": sh_coeffs}.items():
         if not isinstance(value, Tensor):
@@ -305,6 +303,8 @@ def _check_values(quats, scales, opacities, w2c, K) -> None:
     stretch = torch.linalg.svdvals(w2c[:3, :3].detach().double().cpu())
     if stretch[2] <= 1e-6 * stretch[0]:
         raise ValueError(f"w2c: its 3x3 part is singular (it stretches by {', '.join(f'{v:.3g}' for v in stretch)}); a pose is a rotation and a shift")
+    if len(w2c) == 4 and (w2c[3] - w2c.new_tensor([0, 0, 0, 1])).abs().max() > 1e-6:
+        raise ValueError(f"w2c: its last row should be 0, 0, 0, 1, got {w2c[3].tolist()}; is it transposed, as the original code keeps it?")
     k = K.detach().double().cpu()
     if k[0, 0] <= 0 or k[1, 1] <= 0 or k[[0, 1, 2, 2], [1, 0, 0, 1]].abs().max() > 1e-6 * k[0, 0] or abs(k[2, 2] - 1) > 1e-6:
         raise ValueError(f"K: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {k.tolist()}")
@@ -359,7 +359,8 @@ def rasterize(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, s
     Raises
     ------
     ValueError
-        A shape, a value that is not finite, a quaternion of norm zero, a scale or opacity out of range, a singular pose, a back end that cannot run here.
+        A shape, a value that is not finite, a quaternion of norm zero, a scale or opacity out of range, a singular or transposed pose, a back end that
+        cannot run here.
 
     References
     ----------

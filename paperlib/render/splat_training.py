@@ -134,7 +134,7 @@ def loss_passes(x, y, l1, dissimilarity, maps, parts, sums, g):
 
 
 class FusedLoss:
-    """The loss of `photometric_loss` and its gradient for pictures of one size, on the CPU; it keeps its scratch, 32 numbers a pixel."""
+    """The loss of `photometric_loss` and its gradient for pictures of one size, on the CPU; it keeps its scratch, 27 numbers a pixel."""
 
     def __init__(self, height: int, width: int, ssim_weight: float = 0.2):
         n = 3 * width

@@ -9,7 +9,9 @@ import base64
 import html
 import json
 import math
+import re
 import tempfile
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +132,8 @@ render();
 def orbit_of(gaussians: Gaussians, camera: Camera | None = None) -> dict:
     """Return where a viewer starts: azimuth, elevation (radians) and distance about ``target``, ``up``, and ``focal`` in widths of the picture.
 
-    Without cameras it looks at the median of the Gaussians from three of their median distances, z up.
+    Without cameras it looks at the median of the Gaussians from three of their median distances, z up. From straight above or below nothing turns:
+    elevations end at 1.5.
     """
     means, up = gaussians.means.double(), torch.tensor([0, 0, 1.0]).double()
     target = means.median(0).values if len(means) else torch.zeros(3).double()
@@ -138,12 +141,13 @@ def orbit_of(gaussians: Gaussians, camera: Camera | None = None) -> dict:
     offset *= (3 * (means - target).norm(dim=1).median() if len(means) else 1.0) / offset.norm()
     if camera is not None and len(camera):
         camera = camera.to("cpu", torch.float64)
-        point, up, focal = focus(camera)[0], F.normalize(-camera.c2w[:, :3, 1].mean(0), dim=0), (camera.K[0, 0, 0] / camera.width).item()
+        point, up, focal = focus(camera)[0], -camera.c2w[:, :3, 1].mean(0), (camera.K[0, 0, 0] / camera.width).item()
+        up = F.normalize(up if up.norm() > 1e-3 else -camera.c2w[0, :3, 1], dim=0)      # cameras that stand on their heads as often as not: the first decides
         target = point if point.isfinite().all() else target
         offset = camera.position[0] - target
     east = F.normalize(torch.linalg.cross(up, torch.eye(3).double()[0 if abs(up[0]) < 0.9 else 1]), dim=0)
     north, distance = torch.linalg.cross(up, east), offset.norm().clamp_min(1e-6)
-    return {"azimuth": torch.atan2(offset @ north, offset @ east).item(), "elevation": torch.asin((offset @ up / distance).clamp(-1, 1)).item(), "distance": distance.item(),
+    return {"azimuth": torch.atan2(offset @ north, offset @ east).item(), "elevation": torch.asin((offset @ up / distance).clamp(-1, 1)).clamp(-1.5, 1.5).item(), "distance": distance.item(),
             "target": target.tolist(), "up": up.tolist(), "focal": focal}
 
 
@@ -182,17 +186,17 @@ def to_html(gaussians: Gaussians, path: str | Path, camera: Camera | None = None
     Raises
     ------
     ValueError
-        A size below one pixel, a background that is not three numbers, a value that is not finite, or a quaternion of norm zero.
+        A size that is no whole number of pixels, a background that is not three numbers, a value that is not finite, or a quaternion of norm zero.
     """
-    if min(width, height) < 1 or len(background) != 3:
+    if not all(isinstance(v, Integral) and v >= 1 for v in (width, height)) or len(background) != 3 or not all(math.isfinite(v) for v in background):
         raise ValueError(f"to_html: expected a width and height of at least 1 and three numbers for the background, got {width}, {height}, {background}")
     with tempfile.TemporaryDirectory() as folder:
         write_splat(Path(folder) / "scene.splat", gaussians)
         data = base64.b64encode((Path(folder) / "scene.splat").read_bytes()).decode()
     start = orbit_of(gaussians, camera)
     start |= {"f": start.pop("focal") * width, "background": [float(v) for v in background], "antialiased": bool(antialiased)}
-    page = _PAGE.replace("TITLE", html.escape(title)).replace("WIDTH", str(int(width))).replace("HEIGHT", str(int(height)))
-    page = page.replace("START", json.dumps(start)).replace("CODE", _UNPACK_JS + _DRAW_JS + _CONTROLS_JS).replace("SPLATS", data)
+    parts = {"TITLE": html.escape(title), "WIDTH": str(width), "HEIGHT": str(height), "SPLATS": data, "START": json.dumps(start), "CODE": _UNPACK_JS + _DRAW_JS + _CONTROLS_JS}
+    page = re.sub("|".join(parts), lambda word: parts[word[0]], _PAGE)               # in one go: a title may be any words, these too
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

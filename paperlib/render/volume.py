@@ -76,6 +76,8 @@ def stratified(near: float | Tensor, far: float | Tensor, n: int, rays: int, u: 
     """
     if n < 1:
         raise ValueError(f"n={n}: expected at least one sample a ray")
+    if not torch.as_tensor(near <= far).all() or inverse and not torch.as_tensor(near > 0).all():
+        raise ValueError(f"near={near}, far={far}: expected near <= far, and near above 0 with inverse=True")
     kind = {} if like is None else {"dtype": like.dtype, "device": like.device}
     s = torch.linspace(0, 1, n, **kind)
     t = 1 / (1 / near * (1 - s) + 1 / far * s) if inverse else near * (1 - s) + far * s
