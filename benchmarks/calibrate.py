@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -37,6 +38,8 @@ def interleave(
     functions: dict[str, Callable[[], object]], rounds: int, synchronize: Callable[[], object] | None = None
 ) -> dict[str, list[float]]:
     """Time functions turn by turn, so that a slow second of the machine falls on all of them alike.
+
+    The order is drawn anew for each round: what a function leaves behind (memory handed back, caches filled) is not always met by the same other.
 
     Parameters
     ----------
@@ -62,8 +65,9 @@ def interleave(
         function()
     wait()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    draw = random.Random(0)
     for _ in range(rounds):
-        for name, function in functions.items():
+        for name, function in draw.sample(list(functions.items()), len(functions)):
             start = time.perf_counter()
             function()
             wait()

@@ -16,6 +16,7 @@ import pytest
 
 import paperlib
 from paperlib import cli
+from paperlib.core import data
 from paperlib.core import notebooks as nb_tools
 from paperlib.core import paper as registry
 from tests.conftest import ROOT
@@ -70,16 +71,12 @@ def test_wrong_call_is_one_line(words, parts):
 
 UNSOUND = {  # paper -> an override that its `require_sound` (or its preset) refuses, and no rule of types does
     "perspective": "booster=trees", "diffusiondepth": "truth=foo", "swinir": "loss=l3", "bayesr": "mode=loud", "mae": "mask=stripes", "simvp": "data=foo", "swinlstm": "data=foo",
-    "phydnet": "data=foo", "visionts": "data=foo", "nerf": "lr=0", "gaussian_splatting": "start=middle",
+    "phydnet": "data=foo", "visionts": "data=foo", "nerf": "lr=0", "gaussian_splatting": "start=middle", "eigen": "optimizer=lion", "srcnn": "data=foo", "srforest": "data=foo", "depthsr": "data=foo",
 }
 
 
 @pytest.mark.parametrize("slug", [p.slug for p in paperlib.papers()])
 def test_a_value_that_cannot_work_is_refused_before_a_kernel_starts(slug, monkeypatch, capsys, tmp_path):
-    record = registry.paper(slug)
-    if slug not in UNSOUND:
-        assert not hasattr(record.module, "require_sound")
-        pytest.skip("its experiment has no check of its own")
     key, _, value = UNSOUND[slug].partition("=")
     began = lambda *a, **k: pytest.fail("work was begun")
     monkeypatch.setattr(nb_tools, "_execute", began)
@@ -94,6 +91,19 @@ def test_a_value_that_cannot_work_is_refused_before_a_kernel_starts(slug, monkey
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=f"{key}="):
         paperlib.reproduce(slug, **{key: value})
+
+
+@pytest.mark.parametrize("slug, change", [
+    ("eigen", {}), ("eigen", {"data": "kitti", "layout": "kitti"}), ("perspective", {}), ("diffusiondepth", {}), ("diffusiondepth", {"data": "nyu"}), ("srcnn", {}),
+    ("srcnn", {"data": "authors"}), ("srforest", {}), ("depthsr", {}), ("swinir", {}), ("bayesr", {}), ("mae", {}), ("simvp", {}), ("simvp", {"data": "kth"}), ("swinlstm", {"data": "taxibj"}),
+    ("phydnet", {"data": "human36m"}), ("visionts", {}), ("nerf", {}), ("gaussian_splatting", {}),
+])
+def test_a_set_that_is_not_here_is_named_before_a_kernel_starts(slug, change, monkeypatch, tmp_path):
+    monkeypatch.setattr(nb_tools, "_execute", lambda *a, **k: pytest.fail("work was begun"))
+    monkeypatch.setattr(data, "data_roots", lambda: {"data": tmp_path})
+    with pytest.raises((FileNotFoundError, ValueError), match="was not found|no such folder"):
+        nb_tools.run_notebook(registry.paper(slug), preset="paper", overrides=change, out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_usage_errors_exit_2():

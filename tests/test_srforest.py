@@ -285,7 +285,7 @@ def test_models_that_are_not_finite_are_refused(monkeypatch):
         SuperResolutionForest(n_trees=1, max_depth=2).fit(dataset("photos", split="train")[2:3])
 
 
-@pytest.mark.parametrize("changed", [{"tests": ()}, {"pictures": 0}, {"base_scales": -1}, {"rounds": -1}])
+@pytest.mark.parametrize("changed", [{"tests": ()}, {"pictures": 0}, {"base_scales": -1}, {"rounds": -1}, {"n_trees": 0}, {"data": "div2k"}])
 def test_runs_that_make_no_sense_are_refused(changed):
     preset = dataclasses.replace(srforest.PAPER.presets["smoke"], **changed)
     with pytest.raises(ValueError, match=f"{next(iter(changed))}="):

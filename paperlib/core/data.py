@@ -34,7 +34,7 @@ from .paper import checkout
 __all__ = ['TEMPORARY', 'FORMATS', 'SOURCES', 'atomic_write', 'read_image', 'write_image', 'Pictures', 'Files', 'Source',
            'data_path', 'cache_path', 'data_roots', 'Entry', 'registry', 'sha256', 'registry_line', 'crop_fits',
            'DepthPair', 'DepthMaps', 'Labelled', 'LabelledFiles', 'dataset', 'DownloadError', 'fetch', 'verify',
-           'Availability', 'available']
+           'Availability', 'available', 'kitti_folder', 'require']
 
 # %% ../../nbs/core/data.ipynb #atomic-write
 @contextmanager
@@ -1055,3 +1055,21 @@ def available() -> list[Availability]:
         rows.append(Availability(source.name, source.title, source.licence, found, source.expected,
                                  bool(registry(source.name)) and not source.embedded))
     return rows
+
+# %% ../../nbs/core/data.ipynb #require
+def kitti_folder() -> Path:
+    """Return the folder kitti/ of the user's data; FileNotFoundError if there is none, with what belongs in it."""
+    for root in data_roots().values():
+        if (root / "kitti").is_dir():
+            return root / "kitti"
+    raise FileNotFoundError("KITTI was not found: put raw data, depth maps, eigen_train_files.txt and eigen_test_files.txt into a folder kitti/ below PAPERLIB_DATA; "
+                            "data/README.md has the layout")
+
+
+def require(*names: str) -> None:
+    """Raise FileNotFoundError for the first of these data sets that is not here or lacks files: what it is and how to get it. Names of no set (rendered rooms) are passed over."""
+    for name in names:
+        if name == "kitti":
+            kitti_folder()
+        elif name in SOURCES and not SOURCES[name].embedded:
+            _locate(SOURCES[name], None, _PARTS)

@@ -47,6 +47,10 @@ class Preset:
     memory: str  # expected peak memory
     hardware: str  # what it needs
 
+    def sets(self) -> tuple[str, ...]:
+        """Return what the experiment reads; those of the names that are data sets are looked for before a run begins."""
+        return (self.data, *getattr(self, "tests", ()))
+
 DESCRIPTIVE = ("time", "memory", "hardware")  # fields of a preset that tell and do nothing: no override
 
 # %% ../../nbs/core/paper.ipynb #nearest
@@ -276,9 +280,12 @@ class Paper:
         return changes(self.presets[name], overrides or {})
 
     def sound(self, name: str, overrides: dict | None = None) -> Preset:
-        """Return a preset as `preset` does, after the ``require_sound`` of the paper's module, if it has one, has found that it can be run (imports the module)."""
+        """Return a preset as `preset` does, once the data sets that it reads were found and the ``require_sound`` of the paper's module, if it has one, has found that it can be run (imports the module)."""
+        from paperlib.core.data import require
+
         values = self.preset(name, overrides)
         getattr(self.module, "require_sound", lambda preset: None)(values)
+        require(*values.sets())
         return values
 
 # %% ../../nbs/core/paper.ipynb #registry

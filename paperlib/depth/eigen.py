@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.data import data_roots
+from ..core.data import kitti_folder
 from ..core.depth import DepthSet, RecordedFrames, boundary_scores, log_ratio_moments, mean_log_map, render_set
 from ..core.metrics import DEPTH_PROTOCOLS, depth_scores
 from ..core.paper import Claim, Paper, Preset
@@ -629,6 +629,9 @@ class EigenPreset(Preset):
             if name in limits and not limits[name][0] <= value <= limits[name][1]:
                 raise ValueError(f"{name}={value!r}: expected a value from {limits[name][0]:g} to {limits[name][1]:g}")
 
+    def sets(self) -> tuple[str, ...]:
+        return ("nyuv2" if self.data == "nyu" else self.data,)
+
 
 _FEWER = "steps_coarse=700, steps_fine=250"  # what every ablation changes, beside the number of rooms
 _SHORT = f"frames=2048, {_FEWER}"
@@ -737,10 +740,7 @@ def recorded_experiment(preset: EigenPreset, seed: int, device: torch.device) ->
     if preset.data == "nyu":
         splits, size = [nyuv2(split="train", raw=True), nyuv2(split="test")], (240, 320)
     else:
-        root = next((r / "kitti" for r in data_roots().values() if (r / "kitti").is_dir()), None)
-        if root is None:
-            raise FileNotFoundError("KITTI was not found: put raw data, depth maps, eigen_train_files.txt and eigen_test_files.txt into a folder "
-                                    "kitti/ below PAPERLIB_DATA; data/README.md has the layout")
+        root = kitti_folder()
         splits, size = [kitti(root, root / f"eigen_{part}_files.txt") for part in ("train", "test")], (184, 608)
     data, (height, width) = RecordedFrames(splits[0], model.layout.size, size), model.layout.size
     y, x = (size[0] - height) // 2, (size[1] - width) // 2

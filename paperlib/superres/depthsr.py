@@ -368,6 +368,9 @@ class DepthSRPreset(Preset):
         if wrong := [f"{k}={getattr(self, k)!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
             raise ValueError("; ".join(wrong))
 
+    def sets(self) -> tuple[str, ...]:
+        return tuple("middlebury_depthsr" if name.startswith("middlebury") else name for name in (self.data, *self.tests))
+
 PAPER = Paper(
     slug="depthsr", family="superres", title="Deep Depth Super-Resolution: Learning Depth Super-Resolution using Deep Convolutional Neural Network",
     title_zh="用深度卷积网络学习深度图超分辨率", authors=("Xibin Song", "Yuchao Dai", "Xueying Qin"), year=2016, venue="ACCV", url="https://arxiv.org/abs/1607.01977",

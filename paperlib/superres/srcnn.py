@@ -322,6 +322,11 @@ class SRCNNPreset(Preset):
         for field_name in ("scale", "pictures", "steps", "batch_size", "lr"):
             if not getattr(self, field_name) > 0:
                 raise ValueError(f"{field_name}={getattr(self, field_name)}: expected a value above 0")
+        if self.data not in ("photos", "t91", "authors") or not self.tests:
+            raise ValueError(f"data={self.data!r}, tests={self.tests}: expected photos, t91 or authors, and at least one set to measure on")
+
+    def sets(self) -> tuple[str, ...]:
+        return ("srcnn_weights" if self.data == "authors" else self.data, *self.tests)
 
 PAPER = Paper(
     slug="srcnn", family="superres", title="Image Super-Resolution Using Deep Convolutional Networks", title_zh="用深度卷积网络做图像超分辨率",
@@ -397,8 +402,6 @@ def experiment(preset: SRCNNPreset, seed: int, device: torch.device) -> dict:
     """Train as the preset says and measure on its test sets; with ``data="authors"`` measure the authors' weights instead."""
     if preset.data == "authors":
         return authors_experiment(preset, device)
-    if preset.data not in ("photos", "t91"):
-        raise ValueError(f"data={preset.data!r}: expected 'photos', 't91' or 'authors'")
     pictures = dataset("photos", split="train") if preset.data == "photos" else dataset("t91")
     model = SRCNN(preset.filters, preset.widths, preset.channels).to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     pairs = training_pairs(pictures[: preset.pictures], preset.scale, margin=model.margin, channels=preset.channels)

@@ -54,7 +54,7 @@ __all__ = ['LEAVES', 'OBJECTIVES', 'FORMAT', 'VERSION', 'PAPER', 'gradients', 'c
            'boost_level_plain', 'boost', 'halve', 'fitted_leaves', 'grow', 'Forest', 'luma_of', 'training_pairs',
            'threads', 'growth_of', 'print_level', 'write_forest', 'read_table', 'read_forest', 'check_forest',
            'SharedWhenFitted', 'SuperResolutionForest', 'upscale', 'ensemble', 'score', 'race', 'ForestPreset',
-           'training_pictures', 'experiment']
+           'training_pictures', 'unfitted', 'require_sound', 'experiment']
 
 # %% ../../nbs/superres/srforest.ipynb #gradients
 def gradients(middle: np.ndarray, scale: int) -> np.ndarray:
@@ -787,21 +787,32 @@ PAPER = Paper(
 # %% ../../nbs/superres/srforest.ipynb #experiment
 def training_pictures(preset: ForestPreset) -> list[tuple[str, np.ndarray]]:
     """Return the preset's training pictures as (name, luma), with the smaller copies that it asks for."""
-    if preset.data not in ("photos", "t91"):
-        raise ValueError(f"data={preset.data!r}: expected 'photos' or 't91'")
     pictures = dataset("photos", split="train") if preset.data == "photos" else dataset("t91")
     lumas = [(name, luma(p)) for name, p in pictures[: preset.pictures]]
     smaller = [(f"{name} x 0.98^{i}", quantize(imresize(y, 0.98**i))) for name, y in lumas for i in range(1, preset.base_scales + 1)]
     return [(name, y[0, 0].numpy()) for name, y in lumas + smaller if min(y.shape[-2:]) >= 5 * preset.scale]
 
 
-def experiment(preset: ForestPreset, seed: int, device: torch.device) -> dict:
-    """Train a forest as the preset says and measure it on the preset's test sets. Forests run on the CPU, whatever ``device`` is."""
+def unfitted(preset: ForestPreset, seed: int) -> SuperResolutionForest:
+    """Return the forest that a preset asks for, not fitted yet."""
+    chosen = {f: getattr(preset, f) for f in ("scale", "n_trees", "max_depth", "kappa", "kappa_reading", "leaf", "objective", "response", "alternating")}
+    return SuperResolutionForest(**chosen, random_state=seed)
+
+
+def require_sound(preset: ForestPreset) -> None:
+    """Raise ValueError for a preset that could not be trained or measured, before either begins; the message names the field."""
+    if preset.data not in ("photos", "t91"):
+        raise ValueError(f"data={preset.data!r}: expected photos or t91")
     if not preset.tests or min(preset.pictures - 1, preset.base_scales, preset.rounds) < 0:
         raise ValueError(f"tests={preset.tests}, pictures={preset.pictures}, base_scales={preset.base_scales}, rounds={preset.rounds}: "
                          "expected a test set, at least one picture, and no negative number")
-    chosen = {f: getattr(preset, f) for f in ("scale", "n_trees", "max_depth", "kappa", "kappa_reading", "leaf", "objective", "response", "alternating")}
-    model = SuperResolutionForest(**chosen, random_state=seed).fit(training_pictures(preset))
+    growth_of(unfitted(preset, 0))
+
+
+def experiment(preset: ForestPreset, seed: int, device: torch.device) -> dict:
+    """Train a forest as the preset says and measure it on the preset's test sets. Forests run on the CPU, whatever ``device`` is."""
+    require_sound(preset)
+    model = unfitted(preset, seed).fit(training_pictures(preset))
     result: dict = {"patches": model.n_patches_, "leaves_per_tree": len(model.forest_.trees.counts) / preset.n_trees}
     if model.losses_:
         result |= {"loss_first": model.losses_[0], "loss_last": model.losses_[-1], "loss_largest_step": float(np.max(np.diff(model.losses_), initial=-np.inf))}
