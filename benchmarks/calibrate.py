@@ -65,9 +65,8 @@ def interleave(
         function()
     wait()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    draw = random.Random(0)
     for _ in range(rounds):
-        for name, function in draw.sample(list(functions.items()), len(functions)):
+        for name, function in random.sample(list(functions.items()), len(functions)):
             start = time.perf_counter()
             function()
             wait()
