@@ -632,7 +632,6 @@ class EigenPreset(Preset):
     def sets(self) -> tuple[str, ...]:
         return ("nyuv2" if self.data == "nyu" else self.data,)
 
-
 _FEWER = "steps_coarse=700, steps_fine=250"  # what every ablation changes, beside the number of rooms
 _SHORT = f"frames=2048, {_FEWER}"
 
@@ -661,8 +660,7 @@ PAPER = Paper(
         Claim("more-data", "More training scenes help at equal steps: 2048 rooms, 512, 128", "the note, 7.3", "delta_1", "unseen rooms", ours=f"delta_1({_SHORT}) - delta_1({_FEWER}, frames=128)", trend=f"delta_1({_SHORT}) > delta_1({_FEWER}, frames=512) > delta_1({_FEWER}, frames=128)"),
         Claim("normals-in", "Surface normals as input help", "the note, 8.1", "silog", "unseen rooms", ours=f"silog({_SHORT}, normals='input') / silog({_SHORT})",
               trend=f"silog({_SHORT}, normals='input') < silog({_SHORT})", caveat="true normals: a ceiling, not a method"),
-        Claim("normals-out", "Surface normals as a second target help depth", "the note, 8.1", "silog", "unseen rooms", ours=f"silog({_SHORT}, normals='target') / silog({_SHORT})",
-              trend=f"silog({_SHORT}, normals='target') < silog({_SHORT})"),
+        Claim("normals-out", "Surface normals as a second target help depth", "the note, 8.1", "silog", "unseen rooms", ours=f"silog({_SHORT}, normals='target') / silog({_SHORT})", trend=f"silog({_SHORT}, normals='target') < silog({_SHORT})"),
         Claim("finer", "A further fine net at twice the resolution places edges better", "the note, 8.2", "boundary_f1", "unseen rooms, pixel by pixel", ours=f"full_boundary_f1({_SHORT}, scales=(4, 2)) - fine_full_boundary_f1({_SHORT}, scales=(4, 2))",
               trend=f"full_boundary_f1({_SHORT}, scales=(4, 2)) > fine_full_boundary_f1({_SHORT}, scales=(4, 2))"),
         Claim("batch-norm", "Batch normalisation (ours) trains further in equal steps than the published normalisation", "our question", "delta_1", "unseen rooms", ours=f"delta_1({_SHORT}) - delta_1({_SHORT}, norm='lrn')", trend=f"delta_1({_SHORT}) > delta_1({_SHORT}, norm='lrn')"),

@@ -355,10 +355,8 @@ class DepthSRPreset(Preset):
     energy: bool = True  # measure what the energy does, or the network alone
 
     def __post_init__(self):
-        for field_name in ("maps", "patches", "steps", "batch_size", "lr"):
-            if not getattr(self, field_name) > 0:
-                raise ValueError(f"{field_name}={getattr(self, field_name)}: expected a value above 0")
         rules = {  # field -> whether it can be, what it can be
+            **{name: (getattr(self, name) > 0, "a value above 0") for name in ("maps", "patches", "steps", "batch_size", "lr")},
             "scale": (self.scale in (2, 4, 8), "2, 4 or 8"), "arrangement": (self.arrangement in ("progressive", "one-stage"), "progressive or one-stage"),
             "data": (self.data in ("rooms", "middlebury"), "rooms or middlebury"), "iters": (self.iters >= 0, "0 or more"),
             "lambda1": (self.lambda1 >= 0, "0 or more"), "lambda2": (self.lambda2 >= 0, "0 or more"), "noises": (min(self.noises, default=0) >= 0, "deviations, 0 or more"),
