@@ -284,6 +284,20 @@ def test_files_that_are_none(tmp_path, rooms, fitted):
     for name in ("text.npz", "other.npz"):
         with pytest.raises(ValueError, match=f"{name} holds no classifier"):
             CanonicalDepthClassifier.load(tmp_path / name)
+    fitted.save(tmp_path / "whole.npz")
+    whole, rng, refused = (tmp_path / "whole.npz").read_bytes(), np.random.default_rng(0), 0
+    for i in range(60):                                                # cut off, or with wrong bytes, which zlib or zipfile may be the one to meet
+        broken = bytearray(whole)
+        for k in rng.integers(0, len(whole), 3):
+            broken[k] ^= 255
+        (tmp_path / "broken.npz").write_bytes(bytes(broken)[:None if i % 3 else int(rng.integers(0, len(whole)))])
+        try:                                                           # a wrong date in the archive harms nothing
+            again = CanonicalDepthClassifier.load(tmp_path / "broken.npz")
+            assert np.array_equal(again.predict_scores(rooms.rgb[0]), fitted.predict_scores(rooms.rgb[0]))
+        except ValueError as error:
+            assert "broken.npz holds no classifier" in str(error)
+            refused += 1
+    assert refused > 40
     with pytest.raises(ValueError, match="booster='joint'"):
         CanonicalDepthClassifier(**TINY).save(tmp_path / "unfitted.npz")
     untied = CanonicalDepthClassifier(**(TINY | {"scaling": "untied"})).fit(rooms, draw_pixels(rooms, 300, fitted.eye_.grid, 0, np.arange(8) < 5), eye=fitted.eye_)

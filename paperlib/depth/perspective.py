@@ -9,6 +9,7 @@ import copy
 import json
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -401,7 +402,7 @@ class StoredClassifier(BaseEstimator):
             eye.columns = [Columns(**part(f"{s}.columns.")) for s in range(len(model.spaces))]
             model.eye_, model.log_prior_, n = eye, arrays["log_prior"], model.levels if model.scaling == "untied" else 1
             model.boosters_ = [[JointBoost.of(part(f"{s}.{i}."), len(eye.columns[s])) for i in range(n)] for s in range(len(model.spaces))]
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except (KeyError, TypeError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{path} holds no classifier that save() wrote: {error}") from error
         return model
 
