@@ -319,10 +319,30 @@ def test_kitti_says_where_files_belong(monkeypatch, tmp_path):
 @pytest.mark.parametrize("change, message", [({"data": "mars"}, "data='mars'"), ({"truth": "lots"}, "truth='lots'"), ({"steps": 0}, "steps=0"), ({"share": 1.5}, "share=1.5"),
                                              ({"size": (90, 120)}, "size="), ({"data": "nyu", "method": "bins"}, "method="), ({"layers": (1,) * 9}, "layers="), ({"last": "tanh"}, "last="),
                                              ({"backbone": "swin", "latent_scale": 2}, "have none for latents at 2"), ({"backbone": "swin", "channels": (50,)}, "SwinBackbone"), ({"truth": "lidar", "lines": 1}, "lines=1"),
-                                             ({"channels": (24,), "layers": (1,)}, "have none for latents at 4")])
+                                             ({"channels": (24,), "layers": (1,)}, "have none for latents at 4"), ({"weight_ddim": 0.0, "weight_pixel": 0.0}, "nothing is learnt")])
 def test_bad_presets_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         PAPER.sound("smoke", change)
+
+
+def test_times_of_any_whole_kind_are_the_same_times():
+    """As an index, times of uint8 would be a mask."""
+    x, e, c, net = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6), torch.randn(2, 8, 5, 6), Denoiser(8, 4, "res", 8).eval()
+    for kind in (torch.uint8, torch.int32):
+        t = torch.tensor([5, 240])
+        assert torch.equal(DDIMSchedule().add_noise(x, e, t), DDIMSchedule().add_noise(x, e, t.to(kind)))
+        assert torch.equal(net(x, t, c), net(x, t.to(kind), c))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_a_run_may_have_any_number_of_steps(steps):
+    """With five steps, the rise of one cycle would end where it begins."""
+    preset = override(PAPER.presets["smoke"], {"steps": steps})
+    optimizer, scheduler = D.optimizer_of(torch.nn.Linear(2, 2), preset)
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step() if scheduler.last_epoch + 1 < steps else None
+    assert 0 < optimizer.param_groups[-1]["lr"] <= preset.lr
 
 
 def test_a_share_that_leaves_no_truth_is_an_error():
@@ -355,6 +375,11 @@ def test_a_share_that_leaves_no_truth_is_an_error():
     (lambda: ConditionedBlock(8, 4, 8).raw(torch.ones(1, 4, 6, 6), 5000, torch.ones(1, 8, 3, 3)), "ConditionedBlock: expected whole times"), (lambda: ConditionedBlock(6), "multiple of num_heads"),
     (lambda: DiffusionDepth(shrink=0), "shrink=0"), (lambda: DiffusionDepth(shrink=2.5), "shrink=2.5"), (lambda: DiffusionDepth(steps=0), "steps=0"), (lambda: DiffusionDepth(bins=0), "bins=0"),
     (lambda: DiffusionDepth(low=5.0, high=1.0), "low=5.0"), (lambda: DiffusionDepth(low=0.0), "low=0.0"), (lambda: DiffusionDepth(channels=(0, 8, 8, 8), layers=(1,) * 4), "at least 1"),
+    (lambda: DiffusionDepth(bins=2.5), "bins=2.5, expected a whole number of at least 2"), (lambda: DiffusionDepth()(torch.ones(1, 3, 0, 32)), r"got \(1, 3, 0, 32\)"), (lambda: DDIMSchedule(10.5), "whole number"),
+    (lambda: DDIMSchedule().add_noise(torch.ones(1, 2), torch.ones(1, 2), True), "whole time"), (lambda: Denoiser(8, 4, "res", 8)(torch.ones(1, 4, 6, 6), torch.tensor([True]), torch.ones(1, 8, 6, 6)), "whole times"),
+    (lambda: D.release_losses(torch.ones(1, 1, 2, 2), torch.ones(2, 1, 2, 2)), "of one shape"), (lambda: D.release_scores(torch.ones(1, 1, 2, 2), torch.ones(2, 1, 2, 2)), "of one shape"),
+    (lambda: DepthCodec(4).encode(torch.ones(1, 3, 8, 8)), r"depth \(B, 1, H, W\)"), (lambda: DepthCodec(4).decode(torch.ones(1, 3, 8, 8)), r"latents \(B, 4, h, w\)"),
+    (lambda: DepthHead.from_official({"a": torch.ones(1)}, "note"), "head='note'"),
     (lambda: SwinBackbone(10, (1, 1), (1, 3)), "heads that divide"), (lambda: SwinBackbone(16, (1, 1), (1,)), "of each stage"),
 ])
 def test_wrong_input_is_named(call, message):

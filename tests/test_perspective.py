@@ -22,10 +22,10 @@ from paperlib.depth.perspective import (
     CanonicalDepthClassifier,
     Eye,
     canonical_rows,
-    class_recall,
     decode,
     depth_levels,
     draw_pixels,
+    found_shares,
     grid_points,
     level_of,
     room_frames,
@@ -255,8 +255,8 @@ def test_decoding_sums_out_the_other():
 
 def test_recall_gives_rare_classes_their_say():
     truth = torch.tensor([0] * 300 + [1] * 100 + [2] * 10)[None]
-    assert class_recall(torch.zeros_like(truth), truth) == 0.5        # the third class is too small to count
-    assert class_recall(truth, truth, first=1) == 1.0 and class_recall(truth, torch.full_like(truth, -1)) == 0.0
+    assert found_shares(torch.zeros_like(truth), truth) == {0: 1.0, 1: 0.0}        # the third class is too small to count
+    assert found_shares(truth, truth, first=1) == {1: 1.0} and found_shares(truth, torch.full_like(truth, -1)) == {}
 
 
 @pytest.mark.parametrize("changed, message", [
@@ -284,16 +284,34 @@ def test_files_that_are_none(tmp_path, rooms, fitted):
     for name in ("text.npz", "other.npz"):
         with pytest.raises(ValueError, match=f"{name} holds no classifier"):
             CanonicalDepthClassifier.load(tmp_path / name)
+    fitted.save(tmp_path / "whole.npz")
+    whole, rng, refused = (tmp_path / "whole.npz").read_bytes(), np.random.default_rng(0), 0
+    for i in range(60):                                                # cut off, or with wrong bytes, which zlib or zipfile may be the one to meet
+        broken = bytearray(whole)
+        for k in rng.integers(0, len(whole), 3):
+            broken[k] ^= 255
+        (tmp_path / "broken.npz").write_bytes(bytes(broken)[:None if i % 3 else int(rng.integers(0, len(whole)))])
+        try:                                                           # a wrong date in the archive harms nothing
+            again = CanonicalDepthClassifier.load(tmp_path / "broken.npz")
+            assert np.array_equal(again.predict_scores(rooms.rgb[0]), fitted.predict_scores(rooms.rgb[0]))
+        except ValueError as error:
+            assert "broken.npz holds no classifier" in str(error)
+            refused += 1
+    assert refused > 40
     with pytest.raises(ValueError, match="booster='joint'"):
         CanonicalDepthClassifier(**TINY).save(tmp_path / "unfitted.npz")
     untied = CanonicalDepthClassifier(**(TINY | {"scaling": "untied"})).fit(rooms, draw_pixels(rooms, 300, fitted.eye_.grid, 0, np.arange(8) < 5), eye=fitted.eye_)
     untied.save(tmp_path / "untied.npz")
     again = CanonicalDepthClassifier.load(tmp_path / "untied.npz")
     assert again.boosters_[0][6] is None and np.array_equal(again.predict_scores(rooms.rgb[0]), untied.predict_scores(rooms.rgb[0]))
+    numbers = CanonicalDepthClassifier(**(TINY | {"levels": np.int64(8), "near": np.float32(0.8), "random_state": np.int64(3)})).fit(rooms)
+    numbers.save(tmp_path / "numbers.npz")                             # settings may be NumPy's numbers
+    again = CanonicalDepthClassifier.load(tmp_path / "numbers.npz")
+    assert again.random_state == 3 and np.array_equal(again.predict_scores(rooms.rgb[0]), numbers.predict_scores(rooms.rgb[0]))
 
 
 @pytest.mark.parametrize("changed, message", [({"data": "roms"}, "data='roms'"), ({"folder": "x"}, "folder='x'"), ({"data": "folder"}, "folder=''"), ({"common": (4.0, 1.0)}, "common="), ({"classes": 3}, "10 on rooms"),
-                                              ({"spaces": ("lab", "cmyk")}, "spaces="), ({"keep": 2.0}, "keep=2.0"), ({"reach": 200}, "reach=200"), ({"words": 30000}, "words=30000"), ({"booster": "ada"}, "booster='ada'")])
+                                              ({"spaces": ("lab", "cmyk")}, "spaces="), ({"keep": 2.0}, "keep=2.0"), ({"reach": 200}, "reach=200"), ({"words": 30000}, "words=30000"), ({"booster": "ada"}, "booster='ada'"), ({"levels": 3}, "levels=3")])
 def test_presets_are_refused_before_any_work(changed, message):
     with pytest.raises(ValueError, match=message):
         paperlib.paper("perspective").preset("small", changed)
@@ -315,9 +333,10 @@ def own_folder(tmp_path, rooms):
 
 
 def test_a_folder_of_ones_own(own_folder):
-    short = SHORT | {"data": "folder", "folder": str(own_folder), "classes": 3}
+    short = SHORT | {"data": "folder", "folder": str(own_folder), "classes": 3, "far": 1000.0}
     metrics = paperlib.reproduce("perspective", "small", device="cpu", **short).metrics
     assert 0 <= metrics["joint_class_recall"] <= 1 and metrics["train_share_held"] == 0 and "rare_delta_1" not in metrics
+    assert not any("far_class_recall" in k for k in metrics)          # nothing is that far: no score, and not one of 0
     for part in ("train", "test"):
         shutil.rmtree(own_folder / part / "label")
     assert "joint_delta_1" not in paperlib.reproduce("perspective", "small", device="cpu", **short).metrics
@@ -370,6 +389,12 @@ def test_the_kitchen_is_scored_where_eigens_page_does(shared, monkeypatch):
     assert found["mean_map_delta_1"] == pytest.approx(theirs[0], abs=0.02) and found["eigen_grid_delta_1"] == 1
     settings_found = perspective.settings_of(preset, train, 3)
     assert 0.5 < settings_found["near"] < 1 and 6 < settings_found["levels"] < 14 and settings_found["random_state"] == 3
+
+
+def test_depths_that_leave_no_choice_of_levels_are_named(rooms):
+    preset = paperlib.paper("perspective").preset("small", {"data": "redkitchen", "ratio": 4.0})
+    with pytest.raises(ValueError, match="ratio=4.0: training depths from .* make [23] levels"):
+        perspective.settings_of(preset, rooms, 0)
 
 
 def test_missing_data_says_where_to_get_it(monkeypatch, tmp_path):
@@ -444,3 +469,42 @@ def test_scores_refuse_what_predict_refuses(rooms, fitted, rgb, points, focal, m
     if points is None and focal is not None:
         with pytest.raises(ValueError, match=message):
             fitted.predict(rooms.rgb[:1], focal)
+
+
+@pytest.mark.parametrize("changed, eye_changed, message", [
+    ({"levels": 5}, {}, "the eye has levels"), ({"canonical_depth": 5.0}, {}, "canonical_depth 9.0, this classifier 5.0"), ({"spaces": ("rgb",)}, {}, "spaces"), ({"resampling": "blocks"}, {}, "resampling"),
+    ({}, {"vocabularies": []}, r"spaces \(\)")])
+def test_words_of_other_settings_are_refused(rooms, fitted, changed, eye_changed, message):
+    eye = Eye(fitted.eye_.grid, fitted.eye_.focal, 9.0, 6.0)
+    eye.vocabularies, eye.columns = eye_changed.get("vocabularies", fitted.eye_.vocabularies), fitted.eye_.columns
+    with pytest.raises(ValueError, match=message):
+        CanonicalDepthClassifier(**(TINY | changed)).fit(rooms, eye=eye)
+
+
+def test_pyramids_of_other_pictures_or_levels_are_refused(rooms, fitted):
+    words = fitted.eye_.pyramid(rooms.rgb[0])
+    for call in (lambda: CanonicalDepthClassifier(**TINY).fit(rooms, None, [words], fitted.eye_), lambda: fitted.predict_both(rooms.rgb[:2], None, [words]),
+                 lambda: fitted.predict_scores(rooms.rgb[0], pyramid=words[:3])):
+        with pytest.raises(ValueError, match="expected pyramids of"):
+            call()
+
+
+def test_a_mask_of_numbers_is_a_mask(rooms, fitted):
+    """As an index, a mask of 0 and 1 as uint8 would be two pixels over and over."""
+    grid = fitted.eye_.grid
+    whole = draw_pixels(rooms, 200, grid)
+    for kind in (torch.uint8, torch.float32):
+        found = draw_pixels(Frames(rooms.rgb, rooms.depth, rooms.mask.to(kind), rooms.camera, None, rooms.semantic), 200, grid)
+        assert all(np.array_equal(a, b) for a, b in zip(whole, found)) and len(np.unique(found.at, axis=0)) > 100
+
+
+def test_pictures_of_any_float_and_with_a_gradient(rooms, fitted):
+    x = rooms.rgb[:1]
+    assert torch.equal(fitted.predict(x.clone().requires_grad_()), fitted.predict(x)) and torch.equal(fitted.predict(x.double()), fitted.predict(x))
+    assert torch.equal(fitted.predict(x.bfloat16()), fitted.predict(x.bfloat16().float()))
+
+
+def test_a_focal_length_in_widths_is_not_taken_for_pixels(rooms, fitted):
+    """0.8 is a focal length over the picture's width; in pixels it would enlarge the picture seventyfold."""
+    with pytest.raises(ValueError, match="64 wide at least 3.2.*got 0.8"):
+        fitted.predict(rooms.rgb[:1], 0.8)

@@ -26,11 +26,11 @@ from .diffusiondepth_layers import ConditionedBlock, DDIMSchedule, Denoiser, Dep
 from .eigen import LAYOUTS, augment, targets
 
 # %% auto #0
-__all__ = ['FARTHEST', 'REGION', 'PAPER', 'UNSEEN', 'pixel_loss', 'release_losses', 'release_scores', 'ddim_term', 'trunk',
-           'require_sizes', 'require_pictures', 'whole', 'DiffusionDepth', 'Training', 'training_set',
-           'known_somewhere', 'Jitter', 'Augment', 'optimizer_of', 'build', 'train', 'predict', 'rooms_scores',
-           'rooms_edges', 'plateau_share', 'seed_spread', 'DiffusionDepthPreset', 'require_sound', 'experiment',
-           'rooms_experiment', 'eigen_twin', 'recorded_experiment', 'evaluate_recorded']
+__all__ = ['FARTHEST', 'REGION', 'PAPER', 'UNSEEN', 'pixel_loss', 'require_alike', 'release_losses', 'release_scores',
+           'ddim_term', 'trunk', 'require_sizes', 'require_pictures', 'whole', 'DiffusionDepth', 'Training',
+           'training_set', 'known_somewhere', 'Jitter', 'Augment', 'optimizer_of', 'build', 'train', 'predict',
+           'rooms_scores', 'rooms_edges', 'plateau_share', 'seed_spread', 'DiffusionDepthPreset', 'require_sound',
+           'experiment', 'rooms_experiment', 'eigen_twin', 'recorded_experiment', 'evaluate_recorded']
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #pixel-loss
 def pixel_loss(log_pred: Tensor, target: Tensor, mask: Tensor, lam: float = 0.85, form: str = "log") -> Tensor:
@@ -42,7 +42,7 @@ def pixel_loss(log_pred: Tensor, target: Tensor, mask: Tensor, lam: float = 0.85
     target : (B, 1, H, W) metres; anything where the mask is false
     mask : (B, 1, H, W) bool, valid pixels
     lam : 1 forgives a global scale altogether
-    form : "log", differences of logs and the minus that makes the loss forgive scale; "printed", differences of metres and the plus that the paper's text prints
+    form : "log", differences of logs and the minus that makes the loss forgive scale; "printed", differences of metres and the plus that the note prints
 
     Returns
     -------
@@ -72,6 +72,12 @@ def pixel_loss(log_pred: Tensor, target: Tensor, mask: Tensor, lam: float = 0.85
     return inside.clamp(min=1e-12).sqrt() * mask.flatten(1).any(1)
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #release-losses
+def require_alike(pred: Tensor, target: Tensor, who: str) -> None:
+    """Raise ValueError for shapes that differ."""
+    if pred.shape != target.shape:
+        raise ValueError(f"{who}: expected a prediction and a truth of one shape, got {tuple(pred.shape)} and {tuple(target.shape)}")
+
+
 def release_losses(pred: Tensor, target: Tensor, max_depth: float = 88.0, sig_max_depth: float | None = None) -> dict[str, Tensor]:
     """Return the losses of the released code: ``l1`` and ``l2`` (depth clamped to [0, max_depth], mean over valid pixels of each image, summed over the batch) and ``sig``.
 
@@ -85,10 +91,16 @@ def release_losses(pred: Tensor, target: Tensor, max_depth: float = 88.0, sig_ma
     -------
     scalars; ``sig`` is NaN where fewer than two pixels are valid
 
+    Raises
+    ------
+    ValueError
+        Shapes that differ.
+
     References
     ----------
     The released code, loss/submodule: l1loss, l2loss, sigloss (2 sqrt(var + 0.15 mean²) of log(pred + 0.001) - log(target + 0.001), var unbiased).
     """
+    require_alike(pred, target, "release_losses")
     mask = target > 1e-4
     n = mask.flatten(1).sum(1) + 1e-8
     error = pred.where(mask, 0).clamp(0, max_depth) - target.where(mask, 0).clamp(0, max_depth)  # whatever stands at other pixels
@@ -98,7 +110,8 @@ def release_losses(pred: Tensor, target: Tensor, max_depth: float = 88.0, sig_ma
 
 
 def release_scores(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return the scores that the released code prints, pooled over all pixels of a batch with a known depth; no crop, no limit. ValueError where there is none."""
+    """Return the scores that the released code prints, pooled over all pixels of a batch with a known depth; no crop, no limit. ValueError where there is none, or for shapes that differ."""
+    require_alike(pred, target, "release_scores")
     mask = target > 1e-4
     if not mask.any():
         raise ValueError("release_scores: no valid pixel")
@@ -138,7 +151,8 @@ def require_sizes(backbone: str, method: str, latent_scale: int, low: float, hig
         if value not in known:
             raise ValueError(f"DiffusionDepth: {name}={value!r}, expected one of {', '.join(map(str, known))}")
     for name, value in whole.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < (least := 1 + (name == "bins")):
+        least = 1 + (name == "bins")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"DiffusionDepth: {name}={value!r}, expected a whole number of at least {least}")
     if not 0 < low < high < math.inf:
         raise ValueError(f"DiffusionDepth: low={low!r}, high={high!r}, expected 0 < low < high, metres")
@@ -146,7 +160,7 @@ def require_sizes(backbone: str, method: str, latent_scale: int, low: float, hig
 
 def require_pictures(rgb: Tensor) -> None:
     """Raise ValueError for what is no batch of float pictures (B, 3, H, W) in [0, 1]."""
-    if not isinstance(rgb, Tensor) or rgb.ndim != 4 or rgb.shape[1] != 3 or not rgb.is_floating_point() or (rgb.numel() and not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3):
+    if not isinstance(rgb, Tensor) or rgb.ndim != 4 or rgb.shape[1] != 3 or 0 in rgb.shape[2:] or not rgb.is_floating_point() or (rgb.numel() and not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3):
         got = f"{tuple(rgb.shape)} of {rgb.dtype}" if isinstance(rgb, Tensor) else type(rgb).__name__
         raise ValueError(f"DiffusionDepth: expected pictures (B, 3, H, W), float in [0, 1], got {got}")
 
@@ -366,7 +380,8 @@ def optimizer_of(model: DiffusionDepth, preset: DiffusionDepthPreset) -> tuple[t
     rates = [preset.lr * preset.backbone_rate, preset.lr]
     optimizer = torch.optim.AdamW([{"params": g, "lr": r} for g, r in zip((slow, fast), rates)], weight_decay=1e-2)
     if preset.schedule == "cycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(preset.steps, 1), pct_start=0.2)
+        rise = 0.21 if preset.steps == 5 else 0.2  # a fifth of five steps is one, a rise from the first step to itself, which torch divides by
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(preset.steps, 1), pct_start=rise)
     warm = max(1, preset.steps // 30)
     factor = lambda step: min(1.0, (step + 1) / warm) * (1.0 if step < preset.steps / 3 else 0.2 if step < preset.steps / 2 else 0.04)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -388,8 +403,7 @@ def train(model: DiffusionDepth, data: DepthSet | RecordedFrames, preset: Diffus
     history = fit(net, batches, lambda net, batch: net(*batch), optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler,
                   mixed_precision=None if device.type == "cuda" else "no", clip_norm=1.0, progress=progress, desc=desc)
     model.eval()
-    last = max(1, preset.steps // 20)
-    return {f"loss_{k}": float(np.mean(v[-last:])) for k, v in ({"total": history.loss} | history.scalars).items()}, history.seconds
+    return {f"loss_{k}": float(np.mean(v[-max(1, preset.steps // 20):])) for k, v in ({"total": history.loss} | history.scalars).items()}, history.seconds
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #evaluate
 REGION = LAYOUTS["rooms"].region                                                                 # what Eigen's network covers, scored for both
@@ -532,7 +546,7 @@ PAPER = Paper(
         Claim("nyu", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "abs_rel", "NYU Depth v2, 654 pictures", ours="nyu_abs_rel(data='nyu', size=(228, 304), steps=2980)", paper=0.085, tolerance=0.003),
         Claim("nyu-delta", "NYU Depth v2", "as quoted by CrossFlow, Table 5", "delta_1", "NYU Depth v2, 654 pictures", ours="nyu_delta_1(data='nyu', size=(228, 304), steps=2980)", paper=0.939, tolerance=0.005),
     ),
-    deviations=("smoke and small: pictures of half the size (48 x 64), a trunk of four small residual stages, latents of a quarter of that in 4 channels, velocity instead of noise as the network's output, AdamW with one cycle", "smoke and small: the pixel loss is Eigen's with lambda 0.5; the paper does not give its lambda, nor the weights of its losses", "diffusion of the truth trains its encoder as part of an autoencoder; in the release no gradient reaches the encoder", "paper: no HAHI neck (in the release only its convolutions act), one picture crop for all frames, and on NYU the 795 labelled frames", "all: random start; no backbone trained on other pictures, but for `lite`"))
+    deviations=("smoke and small: pictures of half the size (48 x 64), a trunk of four small residual stages, latents of a quarter of that in 4 channels, velocity instead of noise as the network's output, AdamW with one cycle", "smoke and small: the pixel loss is Eigen's with lambda 0.5; the paper's own lambda and the weights of its losses were not found", "diffusion of the truth trains its encoder as part of an autoencoder; in the release no gradient reaches the encoder", "paper: no HAHI neck (in the release only its convolutions act), one picture crop for all frames, and on NYU the 795 labelled frames", "all: random start; no backbone trained on other pictures, but for `lite`"))
 
 # %% ../../nbs/depth/diffusiondepth.ipynb #soundness
 def require_sound(preset: DiffusionDepthPreset) -> None:
@@ -554,6 +568,8 @@ def require_sound(preset: DiffusionDepthPreset) -> None:
         raise ValueError(f"size={p.size}, channels={p.channels}, layers={p.layers}: expected two sides, and channels and blocks for each stage")
     if p.backbone == "res" and len(p.channels) != len(p.layers):
         raise ValueError(f"channels={p.channels}, layers={p.layers}: expected as many of one as of the other")
+    if p.method == "diffusion" and not p.weight_ddim + p.weight_pixel + p.weight_latent > 0:
+        raise ValueError(f"weight_ddim={p.weight_ddim}, weight_pixel={p.weight_pixel}, weight_latent={p.weight_latent}: expected one above 0, or nothing is learnt")
     if not p.lr > 0 or p.truth == "sparse" and not p.share > 0:
         raise ValueError(f"lr={p.lr}, share={p.share}: expected a rate above 0, and a share of the truth above 0")
     if p.variant == "note" and p.fpn_dim % 4:

@@ -17,10 +17,17 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention
 
 # %% auto #0
-__all__ = ['LAST', 'DDIMSchedule', 'require_state', 'load_official', 'times_of', 'finish', 'Denoiser', 'ConditionedBlock',
-           'DepthCodec', 'to_depth', 'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck', 'DepthHead']
+__all__ = ['LAST', 'whole_times', 'DDIMSchedule', 'require_state', 'load_official', 'times_of', 'finish', 'Denoiser',
+           'ConditionedBlock', 'DepthCodec', 'to_depth', 'ResBackbone', 'SwinBackbone', 'LiteBackbone', 'PyramidNeck',
+           'DepthHead']
 
 # %% ../../nbs/depth/diffusiondepth_layers.ipynb #schedule
+def whole_times(t: Tensor | int, like: Tensor) -> Tensor | None:
+    """Return times as int64 where ``like`` is, for as an index uint8 would be a mask; None for what is not whole."""
+    t = torch.as_tensor(t, device=like.device)
+    return None if t.is_floating_point() or t.dtype == torch.bool else t.long()
+
+
 class DDIMSchedule:
     """Variances of the added noise, linear in time, and the deterministic reverse step (DDIM).
 
@@ -40,8 +47,8 @@ class DDIMSchedule:
     """
 
     def __init__(self, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
-        if num_train_timesteps < 1 or not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"DDIMSchedule: expected at least one step and 0 < beta_start <= beta_end < 1, got {num_train_timesteps}, {beta_start}, {beta_end}")
+        if not isinstance(num_train_timesteps, Integral) or isinstance(num_train_timesteps, bool) or num_train_timesteps < 1 or not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"DDIMSchedule: expected at least one step, a whole number, and 0 < beta_start <= beta_end < 1, got {num_train_timesteps}, {beta_start}, {beta_end}")
         self.num_train_timesteps = num_train_timesteps
         self.betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)                                   # \bar\alpha_t
@@ -54,9 +61,9 @@ class DDIMSchedule:
 
     def alpha_bar(self, t: Tensor | int, like: Tensor) -> Tensor:
         """Return the share of signal at t, shaped to multiply ``like``; 1 where t < 0. ValueError for times that are not whole, below T and one or as many as images."""
-        t = torch.as_tensor(t, device=like.device)
-        if t.is_floating_point() or t.ndim > 1 or t.ndim and t.shape not in ((1,), like.shape[:1]) or bool((t >= self.num_train_timesteps).any()):
-            raise ValueError(f"DDIMSchedule: expected a whole time below {self.num_train_timesteps}, or one for each image of {tuple(like.shape)}, got {t}")
+        given, t = t, whole_times(t, like)
+        if t is None or t.ndim > 1 or t.ndim and t.shape not in ((1,), like.shape[:1]) or bool((t >= self.num_train_timesteps).any()):
+            raise ValueError(f"DDIMSchedule: expected a whole time below {self.num_train_timesteps}, or one for each image of {tuple(like.shape)}, got {given}")
         value = self.alphas_cumprod.to(like.device)[t.clamp(min=0)].where(t >= 0, torch.ones((), device=like.device)).to(like.dtype)
         return value.view(-1, *[1] * (like.ndim - 1)) if t.ndim else value
 
@@ -157,9 +164,9 @@ class _Fuse(nn.Module):
 
 def times_of(net: nn.Module, t: Tensor | int, x_t: Tensor) -> Tensor:
     """Return times as a tensor; ValueError unless they are whole, in the network's table, and one or as many as images."""
-    t, n = torch.as_tensor(t, device=x_t.device), net.time_embedding.num_embeddings
-    if t.is_floating_point() or t.ndim > 1 or t.ndim and len(t) not in (1, len(x_t)) or bool(((t < 0) | (t >= n)).any()):
-        raise ValueError(f"{type(net).__name__}: expected whole times of 0 to {n - 1}, one or {len(x_t)}, got {t}")
+    given, t, n = t, whole_times(t, x_t), net.time_embedding.num_embeddings
+    if t is None or t.ndim > 1 or t.ndim and len(t) not in (1, len(x_t)) or bool(((t < 0) | (t >= n)).any()):
+        raise ValueError(f"{type(net).__name__}: expected whole times of 0 to {n - 1}, one or {len(x_t)}, got {given}")
     return t
 
 
@@ -360,11 +367,15 @@ class DepthCodec(nn.Module):
         self.eps, self.scale, self.latent_dim = eps, scale, latent_dim
 
     def encode(self, depth: Tensor) -> Tensor:
-        """Return latents (B, d, H / scale, W / scale) in (-1, 1), sizes rounded up, of depth (B, 1, H, W), metres."""
+        """Return latents (B, d, H / scale, W / scale) in (-1, 1), sizes rounded up, of depth (B, 1, H, W), metres; ValueError for another shape."""
+        if depth.ndim != 4 or depth.shape[1] != 1:
+            raise ValueError(f"DepthCodec: expected depth (B, 1, H, W), got {tuple(depth.shape)}")
         return self.conv_transform(depth)
 
     def logits(self, latent: Tensor) -> Tensor:
-        """Return z, (B, outputs, scale h, scale w), of latents (B, d, h, w): minus log depth, but for the clamp."""
+        """Return z, (B, outputs, scale h, scale w), of latents (B, d, h, w): minus log depth, but for the clamp; ValueError for another shape."""
+        if latent.ndim != 4 or latent.shape[1] != self.latent_dim:
+            raise ValueError(f"DepthCodec: expected latents (B, {self.latent_dim}, h, w), got {tuple(latent.shape)}")
         return self.conv_inv_transform(latent)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -386,7 +397,7 @@ class DepthCodec(nn.Module):
             Missing or unexpected keys, or other shapes.
         """
         require_state(state, "DepthCodec")
-        config = config | dict(config.get("depth_transform_cfg", {}))
+        config = config | dict(config.get("depth_transform_cfg") or {})
         first = state.get("conv_inv_transform.0.weight")
         return load_official(cls(config.get("hidden", 16 if first is None else len(first)), config.get("eps", 1e-6)), state)
 
@@ -636,9 +647,11 @@ class DepthHead(nn.Module):
         Raises
         ------
         ValueError
-            Missing or unexpected keys, other shapes, or a HAHI neck.
+            Another head, missing or unexpected keys, other shapes, or a HAHI neck.
         """
         require_state(state, "DepthHead")
+        if head not in ("res", "swin"):
+            raise ValueError(f"DepthHead: head={head!r}, the release has res and swin")
         dead = ("convup_fp.", *(f"hahineck.{part}" for part in ("multi_att.", "self_attn.", "reference_points.", "level_embed")))
         if neck := [k for k in state if k.startswith("hahineck.") and not k.startswith(dead)]:
             raise ValueError(f"DepthHead: {len(neck)} keys of a HAHI neck, {neck[0]} the first: its convolutions act in the release and are not built here; leave them out to load the rest")

@@ -9,6 +9,7 @@ import copy
 import json
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -34,10 +35,10 @@ from .pixel_features import COLOURS, DESCRIPTORS, Columns, Vocabulary, draw_colu
 __all__ = ['WHOLE', 'CLASSES', 'STRUCTURE', 'PAPER', 'SCORES', 'UNSEEN', 'depth_levels', 'level_of', 'shares', 'rescaled',
            'Pixels', 'draw_pixels', 'Rows', 'canonical_rows', 'balanced', 'Eye', 'focal_of', 'seed_of', 'rows_for',
            'learnable', 'boosted', 'grid_points', 'voters', 'decode', 'require_settings', 'require_pictures',
-           'require_focal', 'require_points', 'require_frames', 'StoredClassifier', 'DepthMaps',
-           'CanonicalDepthClassifier', 'room_frames', 'PerspectivePreset', 'load_frames', 'relabel', 'folder_frames',
-           'settings_of', 'evaluate', 'class_recall', 'constant_scores', 'beside_eigen', 'shifts', 'measurable',
-           'experiment']
+           'require_focal', 'require_points', 'require_frames', 'require_eye', 'require_pyramids', 'StoredClassifier',
+           'DepthMaps', 'CanonicalDepthClassifier', 'room_frames', 'PerspectivePreset', 'load_frames', 'relabel',
+           'folder_frames', 'settings_of', 'evaluate', 'found_shares', 'constant_scores', 'beside_eigen', 'shifts',
+           'measurable', 'experiment']
 
 # %% ../../nbs/depth/perspective.ipynb #levels
 def depth_levels(near: float, ratio: float, levels: int) -> np.ndarray:
@@ -96,7 +97,7 @@ def draw_pixels(frames: Frames, n: int, grid: np.ndarray, seed: int = 0, keep: n
         No pixel to draw.
     """
     rng, (B, _, H, W) = np.random.default_rng(seed), frames.depth.shape
-    depth, known = frames.depth[:, 0].cpu().numpy(), frames.mask[:, 0].cpu().numpy()
+    depth, known = frames.depth[:, 0].cpu().numpy(), frames.mask[:, 0].bool().cpu().numpy()
     label = np.full((B, H, W), -1) if frames.semantic is None else frames.semantic.cpu().numpy()
     found: list[Pixels] = []
     for _ in range(40):
@@ -314,21 +315,22 @@ def require_settings(model: CanonicalDepthClassifier, frames: Frames) -> None:
         raise ValueError(f"target={m.target!r} needs frames with labels and classes >= 2, got classes={m.classes} and {'no labels' if frames.semantic is None else 'labels'}")
 
 # %% ../../nbs/depth/perspective.ipynb #require-pictures
-def require_pictures(rgb: Tensor, who: str, ndim: int = 4) -> None:
-    """Raise ValueError for what is no batch of pictures (B, 3, H, W), or with ``ndim`` 3 no picture (3, H, W), float in [0, 1]."""
+def require_pictures(rgb: Tensor, who: str, ndim: int = 4) -> Tensor:
+    """Return pictures as float32 without a gradient; ValueError for what is no batch (B, 3, H, W), or with ``ndim`` 3 no picture (3, H, W), float in [0, 1]."""
     if not isinstance(rgb, Tensor) or rgb.ndim != ndim or rgb.shape[-3] != 3 or not rgb.numel() or not rgb.is_floating_point() or not -1e-3 <= rgb.amin() <= rgb.amax() <= 1 + 1e-3:
         got = type(rgb).__name__ if not isinstance(rgb, Tensor) else f"{tuple(rgb.shape)} of {rgb.dtype}" + (f" from {rgb.min().item():g} to {rgb.max().item():g}" if rgb.numel() else "")
         raise ValueError(f"{who}: expected {'pictures (B, 3, H, W)' if ndim == 4 else 'a picture (3, H, W)'}, float in [0, 1], got {got}")
+    return rgb.detach().float()
 
 
-def require_focal(focal: float | None, who: str) -> float | None:
-    """Return a focal length as a float, or None; ValueError unless it is above 0 and finite."""
+def require_focal(focal: float | None, who: str, width: int) -> float | None:
+    """Return a focal length as a float, or None; ValueError unless it is finite and at least a twentieth of the picture's width, which would be a lens 169 degrees wide."""
     try:
         value = None if focal is None else float(focal)
     except (TypeError, ValueError, RuntimeError):
         value = np.nan
-    if value is not None and not 0 < value < np.inf:
-        raise ValueError(f"{who}: expected a focal length above 0, in pixels, got {focal!r}")
+    if value is not None and not width / 20 <= value < np.inf:
+        raise ValueError(f"{who}: expected a focal length above 0, in pixels (for pictures {width} wide at least {width / 20:g}), got {focal!r}")
     return value
 
 
@@ -351,7 +353,23 @@ def require_frames(frames: Frames) -> None:
     if frames.camera is None:
         raise ValueError("frames have no camera: the focal length says how large a metre is in the picture")
     for i in range(len(frames)):
-        require_focal(focal_of(frames, i), "fit")
+        require_focal(focal_of(frames, i), "fit", frames.rgb.shape[3])
+
+
+def require_eye(model: CanonicalDepthClassifier, eye: Eye) -> None:
+    """Raise ValueError for words and questions that were made with other levels, depths, resampling or colour spaces than the classifier's."""
+    wanted = {"levels": np.round(depth_levels(model.near, model.ratio, model.levels), 6).tolist(), "canonical_depth": model.canonical_depth, "fixed_depth": model.fixed_depth,
+              "resampling": model.resampling, "spaces": tuple(model.spaces)}
+    found = {"levels": np.round(eye.grid, 6).tolist(), "canonical_depth": eye.canonical_depth, "fixed_depth": eye.fixed_depth, "resampling": eye.resampling, "spaces": tuple(v.space for v in eye.vocabularies)}
+    for name in (n for n in wanted if wanted[n] != found[n]):
+        raise ValueError(f"fit: the eye has {name} {found[name]}, this classifier {wanted[name]}; expected the same")
+
+
+def require_pyramids(eye: Eye | None, pyramids: Sequence | None, n: int, who: str) -> Sequence:
+    """Return words of n pictures, None each where they are not known; ValueError for another number of pictures or levels."""
+    if pyramids is not None and (len(pyramids) != n or any(eye is not None and len(p) != len(eye.grid) + 1 for p in pyramids)):
+        raise ValueError(f"{who}: expected pyramids of {n} pictures, {len(eye.grid) + 1 if eye else 'some'} scales each, got {[len(p) for p in pyramids]}")
+    return [None] * n if pyramids is None else pyramids
 
 # %% ../../nbs/depth/perspective.ipynb #stored
 class StoredClassifier(BaseEstimator):
@@ -367,7 +385,7 @@ class StoredClassifier(BaseEstimator):
             arrays |= {f"{s}.columns.{k}": v for k, v in columns._asdict().items()}
             arrays |= {f"{s}.{i}.{k}": getattr(b, k) for i, b in enumerate(self.boosters_[s]) if b is not None for k in STUMPS}
         with open(path, "wb") as file:
-            np.savez_compressed(file, header=np.array(json.dumps({"params": self.get_params(), "focal": eye.focal})), **arrays)
+            np.savez_compressed(file, header=np.array(json.dumps({"params": self.get_params(), "focal": eye.focal}, default=lambda x: x.item())), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> StoredClassifier:
@@ -384,7 +402,7 @@ class StoredClassifier(BaseEstimator):
             eye.columns = [Columns(**part(f"{s}.columns.")) for s in range(len(model.spaces))]
             model.eye_, model.log_prior_, n = eye, arrays["log_prior"], model.levels if model.scaling == "untied" else 1
             model.boosters_ = [[JointBoost.of(part(f"{s}.{i}."), len(eye.columns[s])) for i in range(n)] for s in range(len(model.spaces))]
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except (KeyError, TypeError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{path} holds no classifier that save() wrote: {error}") from error
         return model
 
@@ -398,11 +416,11 @@ class DepthMaps(StoredClassifier):
 
     def predict_both(self, rgb: Tensor, focal: Tensor | float | None = None, pyramids: Sequence | None = None) -> tuple[Tensor, Tensor]:
         """Return depth (B, 1, H, W), metres, and label (B, H, W) of pictures; 0 where there is only one."""
-        require_pictures(rgb, "predict")
-        focals = [require_focal(f, "predict") for f in ([focal] * len(rgb) if focal is None or np.ndim(focal) == 0 else focal)]
+        rgb = require_pictures(rgb, "predict")
+        focals = [require_focal(f, "predict", rgb.shape[3]) for f in ([focal] * len(rgb) if focal is None or np.ndim(focal) == 0 else focal)]
         if len(focals) != len(rgb):
             raise ValueError(f"predict: expected a focal length above 0, one or {len(rgb)}, got {focal}")
-        maps = [self.paint(x, self.predict_scores(x, None, f, None if pyramids is None else pyramids[i])) for i, (x, f) in enumerate(zip(rgb, focals))]
+        maps = [self.paint(x, self.predict_scores(x, None, f, p)) for x, f, p in zip(rgb, focals, require_pyramids(getattr(self, "eye_", None), pyramids, len(rgb), "predict"))]
         return tuple(torch.stack(v) for v in zip(*maps))
 
     def paint(self, rgb: Tensor, scores: np.ndarray, segments: int | None = None) -> tuple[Tensor, Tensor]:
@@ -468,10 +486,12 @@ class CanonicalDepthClassifier(DepthMaps):
         Raises
         ------
         ValueError
-            A setting that makes no sense, no pictures, pixels outside of them, frames without a camera, no labels where labels are to be learnt, or one depth alone where depth is.
+            A setting that makes no sense, no pictures, pixels outside of them, frames without a camera, no labels where labels are to be learnt, one depth alone where depth is, or an eye or pyramids of other settings.
         """
         require_settings(self, frames)
         eye = self.open_eye(frames) if eye is None else eye
+        require_eye(self, eye)
+        require_pyramids(eye, pyramids, len(frames), "fit")
         pixels = draw_pixels(frames, self.pixels, eye.grid, seed_of(self.random_state)) if pixels is None else pixels
         pixels = learnable(self, pixels, frames, eye.grid)
         rows, classes = rows_for(self, pixels, eye.grid)
@@ -500,14 +520,14 @@ class CanonicalDepthClassifier(DepthMaps):
         Raises
         ------
         ValueError
-            It was not fitted, no float picture in [0, 1], points outside of it, or a focal length that is not above 0.
+            It was not fitted, no float picture in [0, 1], points outside of it, a focal length that cannot be one in pixels, or words of other levels.
         """
         if not hasattr(self, "boosters_"):
             raise ValueError("CanonicalDepthClassifier is not fitted: call fit first")
-        require_pictures(rgb, "predict_scores", 3)
-        focal = require_focal(focal, "predict_scores")
+        rgb = require_pictures(rgb, "predict_scores", 3)
+        focal = require_focal(focal, "predict_scores", rgb.shape[2])
         points = grid_points(rgb.shape[1:], self.stride) if points is None else require_points(points, rgb.shape[1:], "predict_scores")
-        pyramid = self.eye_.pyramid(rgb, focal) if pyramid is None else pyramid
+        pyramid = require_pyramids(self.eye_, None if pyramid is None else [pyramid], 1, "predict_scores")[0] or self.eye_.pyramid(rgb, focal)
         ask = lambda s, k, b: b.log_likelihood(self.eye_.count(pyramid[k], points, self.eye_.covered(pyramid[k], rgb.shape[1:], k, focal), s, np.unique(b.column_)))
         if self.scaling == "none":
             scores = sum(ask(s, -1, b[0]) for s, b in enumerate(self.boosters_)) / len(self.boosters_)
@@ -568,7 +588,7 @@ class PerspectivePreset(Preset):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
         if (self.data == "folder") != bool(self.folder):
             raise ValueError(f"folder={self.folder!r} with data={self.data!r}: data=folder needs the folder of train/ and test/, others none")
-        limits = {"frames": (1, 1e6), "test_frames": (1, 1e6), "height": (24, 4096), "near": (1e-6, 1e6), "ratio": (1.001, 4), "levels": (2, 200), "canonical": (0.01, 100), "keep": (0, 1),
+        limits = {"frames": (1, 1e6), "test_frames": (1, 1e6), "height": (24, 4096), "near": (1e-6, 1e6), "ratio": (1.001, 4), "levels": (4, 200), "canonical": (0.01, 100), "keep": (0, 1),
                   "pixels": (100, 1e9), "words": (2, 20000), "columns": (1, 1e7), "rectangles": (1, 1e6), "reach": (1, 127), "rounds": (1, 1e6), "candidates": (1, 1e7), "negatives": (1, 1000),
                   "tau": (1e-9, 10), "balance": (0, 2), "stride": (1, 1000), "segments": (0, 1e6), "far": (0, 1e6), "classes": (2, 1000)}
         for name, (low, high) in limits.items():
@@ -681,7 +701,9 @@ def settings_of(preset: PerspectivePreset, train: Frames, seed: int) -> dict:
     if preset.data != "rooms":
         z = train.depth[train.mask][:: max(1, int(train.mask.sum()) // 10**6)].double().numpy()
         near, far = np.quantile(z, [0.005, 0.995])
-        levels = max(2, int(np.ceil(np.log(far / near) / np.log(preset.ratio))) + 1)
+        levels = int(np.ceil(np.log(far / near) / np.log(preset.ratio))) + 1
+        if levels < 4:
+            raise ValueError(f"ratio={preset.ratio}: training depths from {near:.3g} to {far:.3g} m make {levels} levels, expected 4 at least, or a shift by two leaves no choice; take a smaller ratio")
     canonical = float(preset.canonical * near * preset.ratio ** (levels - 1))
     same = ("ratio", "words", "spaces", "columns", "rectangles", "reach", "booster", "rounds", "candidates", "negatives", "tau", "balance", "pixels", "stride", "segments", "classes")
     return {k: getattr(preset, k) for k in same} | {"near": float(near), "levels": levels, "canonical_depth": canonical, "fixed_depth": canonical / 2**0.5, "random_state": seed}
@@ -710,14 +732,15 @@ def evaluate(model: CanonicalDepthClassifier, test: Frames, pyramids: Sequence, 
                 if (chosen := mask & of[level.clamp(min=0)]).any() and held.any():
                     out[f"{prefix}{part}delta_1"] = near[chosen].float().mean().item()
         if model.target != "depth":
-            out |= {f"{prefix}class_recall": class_recall(label, test.semantic), f"{prefix}far_class_recall": class_recall(label, test.semantic.where(target[:, 0] > preset.far, -1), STRUCTURE if preset.data == "rooms" else 0)}
+            far = test.semantic.where(target[:, 0] > preset.far, -1)
+            found = {"": found_shares(label, test.semantic), "far_": found_shares(label, far, STRUCTURE if preset.data == "rooms" else 0)}
+            out |= {f"{prefix}{part}class_recall": float(np.mean(list(v.values()))) for part, v in found.items() if v}
     return out
 
 
-def class_recall(label: Tensor, truth: Tensor, first: int = 0, least: int = 100) -> float:
-    """Return the mean over classes from ``first`` on of the share of a class's pixels that are found; classes with under ``least`` pixels have no say."""
-    shares = [(label[truth == c] == c).float().mean().item() for c in range(first, int(truth.max()) + 1) if (truth == c).sum() >= least]
-    return float(np.mean(shares)) if shares else 0.0
+def found_shares(label: Tensor, truth: Tensor, first: int = 0, least: int = 100) -> dict[int, float]:
+    """Return for each class from ``first`` on which share of its pixels is found; classes with under ``least`` pixels have no say."""
+    return {c: (label[truth == c] == c).float().mean().item() for c in range(first, int(truth.max()) + 1) if (truth == c).sum() >= least}
 
 # %% ../../nbs/depth/perspective.ipynb #constant
 def constant_scores(test: Frames, grid: np.ndarray, pixels: Pixels) -> dict[str, float]:
