@@ -36,7 +36,7 @@ def interval_of(times: np.ndarray) -> str:
     """
     times = np.asarray(times)
     if times.dtype.kind != "M":
-        raise ValueError(f"expected times (datetime64), got {times.dtype}; np.datetime64(number, 's') makes one of seconds since 1970")
+        raise ValueError(f"expected times (datetime64), got {times.dtype}; np.array(times, 'datetime64[s]') makes them of text, and of seconds since 1970")
     times = times.astype("datetime64[s]")
     if len(times) < 2:
         raise ValueError(f"{len(times)} time(s): an interval needs two")
@@ -103,6 +103,10 @@ def seasons_of(interval: str) -> tuple[int, ...]:
     count, unit = _count_and_unit(interval)
     if unit == "M" and count % 12 == 0:
         return (1,)
+    if unit in _SECONDS:                                                                       # "7D" is a week, "3600s" an hour: as `interval_of` names them
+        seconds = count * _SECONDS[unit]
+        unit = next(u for u, s in _SECONDS.items() if seconds % s == 0)
+        count = seconds // _SECONDS[unit]
     return (*(p // count for p in _SEASONS[unit] if p % count == 0 and p > count), 1)
 
 # %% ../../nbs/core/series.ipynb #series
@@ -205,7 +209,7 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: str |
         times = pd.to_datetime(text, errors="coerce", utc=bool(text.str.contains(r"\d[+-]\d\d:?\d\d$|Z$").any())).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         if np.isnat(times).any():
             row = int(np.isnat(times).argmax())
-            raise ValueError(f"{path}: row {row + 2}: {table[time].iloc[row]!r} is not a time")
+            raise ValueError(f"{path}: row {row + 2}: {text.iloc[row]!r} is not a time")
     about = {"name": path.stem} | about
     return Series(values=numbers.to_numpy(np.float64), columns=tuple(map(str, names)), times=times, **about)
 
