@@ -253,7 +253,9 @@ def test_a_forecaster_does_not_mind_the_unit(unit):
     ("date;a\n2020-01-01;1\n", "not separated by commas"), ("date,a\n01.02.2020,1\n02.02.2020,2\n", "day first or month first"),
     ("date,a\n01/02/20,1\n02/02/20,2\n03/02/20,3\n", "'01/02/20' may be read day first"), ("date,a\n2020-01-01,1\n13.01.21 10:00,2\n", "row 3: '13.01.21 10:00' may be"),
     ("date,a\n2020-01-01,1,5\n2020-01-02,2,5\n", "more values than the header has names"), ("a,,b\n1,2,3\n2,3,4\n", "column 2 has no name"), (",a\n5,1\n7,2\n", "column 1 has no name"),
-    ("date,a\n2020-01-01,1\nsoon,2\n", "'soon' is not a time"), ("timestamp,a\n1577836800,1\n1577840400,2\n", "row 2: '1577836800' is not a time"), ("date,a\n2020-01-01,1\n2020-01-02,n/a?\n", "'n/a\\?' is not a number")])
+    ("date,a\n2020-01-01,1\nsoon,2\n", "'soon' is not a time"), ("timestamp,a\n1577836800,1\n1577840400,2\n", "row 2: '1577836800' is not a time"),
+    ("date,a\n200101,1\n200102,2\n200103,3\n", "'200101' is not a time that is read in one way"), ("time,a\n00:00,1\n01:00,2\n", "'00:00' is not a time that is read in one way"),
+    ("date,a\nJan,1\nFeb,2\n", "'Jan' is not a time that"), ("date,a\n2020.5,1\n2020.6,2\n", "'2020.5' is not a time that"), ("date,a\n2020-01-01,1\n2020-01-02,n/a?\n", "'n/a\\?' is not a number")])
 def test_files_that_cannot_be_read_one_way_are_refused(tmp_path, text, message):
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
