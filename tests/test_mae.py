@@ -282,6 +282,18 @@ def test_a_file_of_both_halves_still_gives_a_classifier_and_a_head_may_be_left(t
         ViT.from_official(tiny.to_official(), num_classes=5, **small | {"depth": 1})
 
 
+def test_a_classifier_keeps_the_epsilon_of_its_encoder(tiny):
+    """1e-12 of an encoder that Hugging Face's names gave: with small features 1e-6 gives others."""
+    theirs = MAE.from_huggingface(tiny.to_huggingface(), num_heads=2, decoder_num_heads=2)
+    for parameter in theirs.parameters():
+        parameter.data.mul_(0.02)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(ViT.from_encoder(theirs, 0, global_pool=False).features(x), theirs.features(x), atol=1e-6)
+        assert not torch.allclose(ViT.from_encoder(theirs, 0, global_pool=False, eps=1e-6).features(x), theirs.features(x), atol=1e-3)
+    assert {m.eps for m in ViT.from_encoder(tiny, 5).modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
+
+
 def test_positions_are_resized_for_a_larger_classifier(tiny):
     large = ViT.from_encoder(tiny, 5, img_size=32)
     assert large(torch.randn(1, 3, 32, 32)).shape == (1, 5)
@@ -388,6 +400,18 @@ def test_a_perfect_prediction_explains_everything(tiny):
     (lambda m: vit.resize_positions(torch.zeros(1, 17, 8), 3, 4), "does not belong"),
     (lambda m: logistic_accuracy(torch.rand(5, 2), torch.zeros(5).long(), torch.rand(5, 2), torch.zeros(5).long()), "at least 10"),
     (lambda m: vit.to_huggingface({"head.weight": torch.ones(1)}), "no key of an MAE"),
+    (lambda m: MAE(**TINY | {"in_chans": 0}), "in_chans=0"),
+    (lambda m: MAE(**TINY | {"in_chans": 1, "patch_size": 1, "norm_pix_loss": True})(torch.randn(1, 1, 16, 16)), "a patch of one value has no deviation"),
+    (lambda m: unpatchify(torch.rand(16), 4), r"patches \(16,\) do not make a grid"),
+    (lambda m: unpatchify(torch.rand(2, 16, 48), 0), "patches of 0 x 0"),
+    (lambda m: explained(m, torch.zeros(4, 3, 16, 16)), "2304 hidden values are all alike"),
+    (lambda m: ViT(16, 4, 3, 5, 24, -1, 2), "depth=-1"),
+    (lambda m: ViT(16, 4, 3, -5, 24, 1, 2), "num_classes=-5"),
+    (lambda m: ViT.from_encoder(MAE(**TINY | {"depth": 0}), 5), "no blocks"),
+    (lambda m: logistic_accuracy(torch.rand(20, 2), torch.arange(20) % 2, torch.rand(0, 2), torch.zeros(0).long()), "M at least 1"),
+    (lambda m: logistic_accuracy(torch.rand(20, 2), torch.arange(20) % 2, torch.rand(5, 3), torch.zeros(5).long()), r"test \(5, 3\)"),
+    (lambda m: logistic_accuracy(torch.rand(20, 2), torch.arange(20) % 2 - 1, torch.rand(5, 2), torch.zeros(5).long()), "labels from 0"),
+    (lambda m: logistic_accuracy(torch.full((20, 2), torch.nan), torch.arange(20) % 2, torch.rand(5, 2), torch.zeros(5).long()), "not finite"),
 ])
 def test_bad_input_is_named(tiny, call, message):
     with pytest.raises(ValueError, match=message):
@@ -429,6 +453,8 @@ def test_canvases_are_functions_of_their_number():
     assert all(torch.equal(a[i], b[i]) for i in (0, 6, 7, 15))
     assert not any(torch.equal(a[i], other[i]) for i in (0, 6, 7))
     assert all(a[i].isfinite().all() and a[i].shape == (3, 64, 64) for i in range(16))
+    few = Canvases("train", 16, length=3, scenes=2)
+    assert len([1 for _, _ in zip(few, range(9))]) == 3 and torch.equal(few[-1], few[2])                       # a loop over them ends
 
 
 def test_crops_refuse_another_size_and_undo_their_scale():

@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused():
             model(x)
     with pytest.raises(ValueError, match="finite values, got 1 of 96"):
         model(torch.where(torch.arange(96.0) == 3, torch.nan, 0.0)[None, :, None])
-    for options, message in [({"interpolation": "area"}, "interpolation='area'"), ({"norm_const": 0.0}, "norm_const=0.0"), ({"align_const": 2.0}, "align_const=2.0")]:
+    for options, message in [({"interpolation": "area"}, "interpolation='area'"), ({"norm_const": 0.0}, "norm_const=0.0"), ({"norm_const": float("inf")}, "norm_const=inf"), ({"align_const": 2.0}, "align_const=2.0")]:
         with pytest.raises(ValueError, match=message):
             VisionTS(RepeatLast(32, 8), 96, 24, 24, **options)
 
@@ -253,7 +253,9 @@ def test_a_forecaster_does_not_mind_the_unit(unit):
     ("date;a\n2020-01-01;1\n", "not separated by commas"), ("date,a\n01.02.2020,1\n02.02.2020,2\n", "day first or month first"),
     ("date,a\n01/02/20,1\n02/02/20,2\n03/02/20,3\n", "'01/02/20' may be read day first"), ("date,a\n2020-01-01,1\n13.01.21 10:00,2\n", "row 3: '13.01.21 10:00' may be"),
     ("date,a\n2020-01-01,1,5\n2020-01-02,2,5\n", "more values than the header has names"), ("a,,b\n1,2,3\n2,3,4\n", "column 2 has no name"), (",a\n5,1\n7,2\n", "column 1 has no name"),
-    ("date,a\n2020-01-01,1\nsoon,2\n", "'soon' is not a time"), ("date,a\n2020-01-01,1\n2020-01-02,n/a?\n", "'n/a\\?' is not a number")])
+    ("date,a\n2020-01-01,1\nsoon,2\n", "'soon' is not a time"), ("timestamp,a\n1577836800,1\n1577840400,2\n", "row 2: '1577836800' is not a time"),
+    ("date,a\n200101,1\n200102,2\n200103,3\n", "'200101' is not a time that is read in one way"), ("time,a\n00:00,1\n01:00,2\n", "'00:00' is not a time that is read in one way"),
+    ("date,a\nJan,1\nFeb,2\n", "'Jan' is not a time that"), ("date,a\n2020.5,1\n2020.6,2\n", "'2020.5' is not a time that"), ("date,a\n2020-01-01,1\n2020-01-02,n/a?\n", "'n/a\\?' is not a number")])
 def test_files_that_cannot_be_read_one_way_are_refused(tmp_path, text, message):
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -364,6 +366,24 @@ def test_presets_are_refused_before_any_work(overrides, message, monkeypatch):
     monkeypatch.setattr(visionts, "standardised", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=message):
         visionts.experiment(PAPER.preset("smoke", overrides), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"context": 700}, "context=700, horizon 24, data='elnino': no window fits"), ({"horizons": (24, 300)}, "horizon 300"), ({"context": 520, "part": "valid"}, "the valid part"),
+    ({"context": 500, "tune_steps": 3}, "the train part"), ({"context": 500, "linear_context": 500, "tune_steps": 0}, "the train part")])
+def test_windows_that_the_set_has_not_are_missed_before_any_work(overrides, message, monkeypatch):
+    monkeypatch.setattr(visionts, "VisionTS", lambda *a, **k: pytest.fail("a painter was set up"))
+    for call in (lambda: PAPER.sound("smoke", overrides), lambda: visionts.experiment(PAPER.preset("smoke", overrides), 0, torch.device("cpu"))):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_an_interval_has_the_seasons_of_its_other_names():
+    """A week is seven days, whoever names it: the season is not lost to the spelling."""
+    for one, other in (("7D", "W"), ("14D", "2W"), ("168h", "W"), ("3600s", "h"), ("60s", "min"), ("900s", "15min"), ("1440min", "D")):
+        assert same_interval(one, other) and seasons_of(one) == seasons_of(other), one
+    values = np.sin(np.arange(208) * 2 * np.pi / 52)
+    assert VisionTSForecaster(RepeatLast(), device="cpu").fit(values, interval="7D").period_ == 52
 
 
 @pytest.mark.parametrize(("overrides", "message"), [({"data": "etth1"}, "ETTh1"), ({"weights": "vit_base"}, "facebookresearch/mae")])

@@ -36,7 +36,7 @@ def interval_of(times: np.ndarray) -> str:
     """
     times = np.asarray(times)
     if times.dtype.kind != "M":
-        raise ValueError(f"expected times (datetime64), got {times.dtype}; np.datetime64(number, 's') makes one of seconds since 1970")
+        raise ValueError(f"expected times (datetime64), got {times.dtype}; np.array(times, 'datetime64[s]') makes them of text, and of seconds since 1970")
     times = times.astype("datetime64[s]")
     if len(times) < 2:
         raise ValueError(f"{len(times)} time(s): an interval needs two")
@@ -103,6 +103,10 @@ def seasons_of(interval: str) -> tuple[int, ...]:
     count, unit = _count_and_unit(interval)
     if unit == "M" and count % 12 == 0:
         return (1,)
+    if unit in _SECONDS:                                                                       # "7D" is a week, "3600s" an hour: as `interval_of` names them
+        seconds = count * _SECONDS[unit]
+        unit = next(u for u, s in _SECONDS.items() if seconds % s == 0)
+        count = seconds // _SECONDS[unit]
     return (*(p // count for p in _SEASONS[unit] if p % count == 0 and p > count), 1)
 
 # %% ../../nbs/core/series.ipynb #series
@@ -147,6 +151,24 @@ def _unnamed(table, time: str | None, path: Path, named: bool) -> tuple[str | No
     if found and not named:
         raise ValueError(f"{path}: column {table.columns.get_loc(found[0]) + 1} has no name, and is neither row numbers nor times; name it, or name the columns to read")
     return time, found
+
+# %% ../../nbs/core/series.ipynb #read-times
+def _read_times(text, path: Path) -> np.ndarray:
+    """Return a column of text as datetime64[s]; ValueError that names the row where pandas would have to guess ("200102": a day of 2002, or a month of 2001?) or cannot read it."""
+    import pandas as pd
+
+    offsets = bool(text.str.contains(r"\d[+-]\d\d:?\d\d$|Z$").any())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)                                        # that no one format was found
+            times = pd.to_datetime(text, errors="coerce", utc=offsets)
+    except UserWarning as warning:
+        raise ValueError(f"{path}: row 2: {text.iloc[0]!r} is not a time that is read in one way; write times as 2020-12-31 23:00") from warning
+    times = times.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    if np.isnat(times).any():
+        row = int(np.isnat(times).argmax())
+        raise ValueError(f"{path}: row {row + 2}: {text.iloc[row]!r} is not a time")
+    return times
 
 # %% ../../nbs/core/series.ipynb #read-series
 def read_series(path: str | os.PathLike, time: str | None = None, columns: str | tuple[str, ...] | None = None, **about: str) -> Series:
@@ -202,10 +224,7 @@ def read_series(path: str | os.PathLike, time: str | None = None, columns: str |
         text = table[time].astype(str)
         if (twofold := text.str.fullmatch(r"\s*\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})(\D.*)?")).any():
             raise ValueError(f"{path}: row {int(twofold.argmax()) + 2}: {text[twofold].iloc[0]!r} may be read day first or month first; write times as 2020-12-31 23:00")
-        times = pd.to_datetime(text, errors="coerce", utc=bool(text.str.contains(r"\d[+-]\d\d:?\d\d$|Z$").any())).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
-        if np.isnat(times).any():
-            row = int(np.isnat(times).argmax())
-            raise ValueError(f"{path}: row {row + 2}: {table[time].iloc[row]!r} is not a time")
+        times = _read_times(text, path)
     about = {"name": path.stem} | about
     return Series(values=numbers.to_numpy(np.float64), columns=tuple(map(str, names)), times=times, **about)
 

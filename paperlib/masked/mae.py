@@ -58,8 +58,8 @@ def patchify(imgs: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches: Tensor, patch_size: int, grid: int | tuple[int, int] | None = None) -> Tensor:
     """Put the patches of `patchify` back: (B, L, p * p * C) to (B, C, H, W); ``grid`` is (rows, columns), None a square."""
-    rows, columns = grid_of(math.isqrt(patches.shape[1]) if grid is None else grid)
-    if patches.ndim != 3 or rows * columns != patches.shape[1] or patches.shape[2] % patch_size**2:
+    rows, columns = grid_of(math.isqrt(patches.shape[1] if patches.ndim == 3 else 0) if grid is None else grid)
+    if patches.ndim != 3 or patch_size < 1 or rows * columns != patches.shape[1] or patches.shape[2] % patch_size**2:
         raise ValueError(f"patches {tuple(patches.shape)} do not make a grid of {rows} x {columns} patches of {patch_size} x {patch_size}")
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=patch_size, q=patch_size)
 
@@ -147,7 +147,9 @@ class Output(NamedTuple):
 
 
 def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return patches (B, L, n) with mean 0 and deviation 1 each, and the means and deviations (B, L, 1): unbiased variance plus 1e-6."""
+    """Return patches (B, L, n) with mean 0 and deviation 1 each, and the means and deviations (B, L, 1): unbiased variance plus 1e-6; ValueError for n of 1."""
+    if patches.shape[-1] < 2:
+        raise ValueError("a patch of one value has no deviation to be normalised by: expected a larger patch, or norm_pix_loss=False")
     mean, std = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     return (patches - mean) / std, mean, std
 
@@ -245,7 +247,7 @@ class MAE(Encoder):
     Raises
     ------
     ValueError
-        Sides that are no multiples of the patch, widths that are no multiples of 4 and of the heads, a depth below 0.
+        Sides that are no multiples of the patch, widths that are no multiples of 4 and of the heads, no channel, a depth below 0.
 
     References
     ----------
@@ -450,6 +452,7 @@ class Canvases:
         return self.length
 
     def __getitem__(self, i: int) -> Tensor:
+        i = range(self.length)[i]                                                # IndexError beyond them, which is what ends a loop
         generator = torch.Generator().manual_seed(self.seed * 1_000_000 + i)
         if i % 8 < 6:
             return folded_series(generator, self.size)
@@ -470,7 +473,7 @@ def explained(model: MAE, imgs: Tensor, mask_ratio: float = 0.75, mask: Tensor |
     """Return the share of the variance of the hidden pixels that is explained: 1 - error / variance around the hidden pixels' mean, in the loss's own units.
 
     0 is what the best single colour reaches (for normalised patches: the mean of every patch), 1 perfect. Where nothing is hidden, as with
-    ``mask_ratio=0``, all patches are asked for, as in the loss.
+    ``mask_ratio=0``, all patches are asked for, as in the loss. ValueError for pictures whose hidden values are all alike: nothing to explain.
     """
     where = model.cls_token.device
     noise = torch.rand(len(imgs), model.length, generator=torch.Generator().manual_seed(0)) if noise is None else noise
@@ -482,7 +485,9 @@ def explained(model: MAE, imgs: Tensor, mask_ratio: float = 0.75, mask: Tensor |
         hidden = out.mask.bool() if out.mask.any() else torch.ones_like(out.mask, dtype=torch.bool)
         error += (out.pred.double() - target)[hidden].square().sum().item()
         total, square, count = total + target[hidden].sum().item(), square + target[hidden].square().sum().item(), count + target[hidden].numel()
-    return 1 - error / (square - total**2 / count)
+    if not (variance := square - total**2 / count) > 0:
+        raise ValueError(f"the {count} hidden values are all alike: there is nothing to explain")
+    return 1 - error / variance
 
 
 def features(model: MAE, imgs: Tensor, pool: str = "cls", chunk: int = 250) -> Tensor:

@@ -129,6 +129,8 @@ class PatchEmbed(nn.Module):
     def __init__(self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int):
         super().__init__()
         self.img_size, self.patch_size, self.in_chans = grid_of(img_size), patch_size, in_chans
+        if in_chans < 1:
+            raise ValueError(f"in_chans={in_chans}: expected at least one channel")
         if patch_size < 1 or min(self.img_size) < patch_size or self.img_size[0] % patch_size or self.img_size[1] % patch_size:
             raise ValueError(f"img_size={img_size}: expected sides that are multiples of patch_size={patch_size}, and at least one patch")
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
@@ -339,19 +341,27 @@ class ViT(nn.Module):
     embed_dim, depth, num_heads, mlp_ratio : of the blocks
     drop_path_rate : of the last block; it grows linearly from 0
     global_pool : mean of the patch tokens, then ``fc_norm``; False: ``norm``, then the class token
+    eps : of every normalisation, as of `Block`
+
+    Raises
+    ------
+    ValueError
+        A size that does not fit, a depth or a number of classes below 0.
     """
 
     def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 768,
-                 depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0, drop_path_rate: float = 0.0, global_pool: bool = True, qkv_bias: bool = True):
+                 depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0, drop_path_rate: float = 0.0, global_pool: bool = True, qkv_bias: bool = True, eps: float = 1e-6):
         super().__init__()
         if not qkv_bias:
             raise ValueError("qkv_bias=False: MAE's encoders have these biases")
+        if depth < 0 or num_classes < 0:
+            raise ValueError(f"depth={depth}, num_classes={num_classes}: expected 0 or more of each")
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.grid[0] * self.patch_embed.grid[1], embed_dim))
-        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, drop_path_rate * i / max(1, depth - 1)) for i in range(depth)))
+        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, drop_path_rate * i / max(1, depth - 1), eps) for i in range(depth)))
         self.global_pool = global_pool
-        setattr(self, "fc_norm" if global_pool else "norm", nn.LayerNorm(embed_dim, eps=1e-6))
+        setattr(self, "fc_norm" if global_pool else "norm", nn.LayerNorm(embed_dim, eps=eps))
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -374,11 +384,17 @@ class ViT(nn.Module):
 
     @classmethod
     def from_encoder(cls, encoder: nn.Module, num_classes: int, **changes) -> ViT:
-        """Return a classifier that starts from the weights of a pre-trained encoder; ``changes`` may hold ``img_size``, ``drop_path_rate``, ``global_pool``."""
+        """Return a classifier that starts from the weights of a pre-trained encoder; ``changes`` may hold ``img_size``, ``drop_path_rate``, ``global_pool``.
+
+        ValueError for an encoder without blocks. Its epsilon goes along: 1e-12 of one read by ``from_huggingface``.
+        """
+        if not len(encoder.blocks):
+            raise ValueError("the encoder has no blocks: there is nothing to start from")
         embed, first = encoder.patch_embed, encoder.blocks[0]
         D = embed.proj.out_channels
         config = {"img_size": embed.img_size, "patch_size": embed.patch_size, "in_chans": embed.in_chans, "embed_dim": D, "depth": len(encoder.blocks),
-                  "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / D, "num_classes": num_classes} | changes
+                  "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / D, "num_classes": num_classes,
+                  "eps": first.norm1.eps} | changes
         model, state = cls(**config), {k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}
         return take_state(model, state, embed.grid, spare=tuple(state))
 
@@ -558,9 +574,18 @@ def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_la
     Returns
     -------
     (accuracy on the test set, the penalty chosen)
+
+    Raises
+    ------
+    ValueError
+        Features and labels that do not belong together, fewer than 10 to train on, none to test on, labels below 0, or features that are not finite.
     """
     if len(train) != len(train_labels) or len(test) != len(test_labels) or len(train) < 10:
         raise ValueError(f"{len(train)} and {len(test)} features, {len(train_labels)} and {len(test_labels)} labels: expected as many of each, and at least 10 to train on")
+    if not len(test) or train.ndim != 2 or train.shape[1:] != test.shape[1:] or min(train_labels.min(), test_labels.min()) < 0:
+        raise ValueError(f"train {tuple(train.shape)}, test {tuple(test.shape)}: expected features (N, D) and (M, D), M at least 1, and labels from 0")
+    if not (train.isfinite().all() and test.isfinite().all()):
+        raise ValueError("features that are not finite: look at the network that gave them")
     mean, std = train.mean(0), train.std(0) + 1e-6
     (x, x_test), n = (((t - mean) / std) for t in (train, test)), len(train) - len(train) // 10
     classes = int(max(train_labels.max(), test_labels.max())) + 1
