@@ -48,8 +48,8 @@ class Preset:
     hardware: str  # what it needs
 
     def sets(self) -> tuple[str, ...]:
-        """Return what the experiment reads; those of the names that are data sets are looked for before a run begins."""
-        return (self.data, *getattr(self, "tests", ()))
+        """Return what the experiment reads; those of the names that are data sets (core.data has NYU Depth v2 as nyuv2) are looked for before a run begins."""
+        return ({"nyu": "nyuv2"}.get(self.data, self.data), *getattr(self, "tests", ()))
 
 DESCRIPTIVE = ("time", "memory", "hardware")  # fields of a preset that tell and do nothing: no override
 

@@ -629,8 +629,6 @@ class EigenPreset(Preset):
             if name in limits and not limits[name][0] <= value <= limits[name][1]:
                 raise ValueError(f"{name}={value!r}: expected a value from {limits[name][0]:g} to {limits[name][1]:g}")
 
-    def sets(self) -> tuple[str, ...]:
-        return ("nyuv2" if self.data == "nyu" else self.data,)
 
 _FEWER = "steps_coarse=700, steps_fine=250"  # what every ablation changes, beside the number of rooms
 _SHORT = f"frames=2048, {_FEWER}"
