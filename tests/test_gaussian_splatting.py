@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import math
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import paperlib
 from paperlib.core import paper as registry
@@ -370,11 +372,17 @@ def test_viser_shows_it_or_says_how_to_get_it(window, scene):
         with pytest.raises(ImportError, match=r"paperlib\[viewer\]"):
             serve(model.gaussians())
         return
-    server = serve(model.gaussians(), port=18_471)
+    server = serve(model.gaussians(), port=18_471, camera=scene.camera)
     try:
-        page_ = window.new_page()
+        page_, spread = window.new_page(viewport={"width": 900, "height": 600}), 0.0
         page_.goto("http://localhost:18471")
         page_.wait_for_selector("canvas", timeout=60_000)
+        for _ in range(40):                                                          # until the middle of the page is no longer blank
+            page_.wait_for_timeout(500)
+            spread = np.asarray(Image.open(io.BytesIO(page_.screenshot())).convert("L"), float)[200:400, 330:550].std()
+            if spread > 10:
+                break
+        assert spread > 10
         page_.close()
     finally:
         server.stop()

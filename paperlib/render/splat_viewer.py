@@ -201,13 +201,14 @@ def to_html(gaussians: Gaussians, path: str | Path, camera: Camera | None = None
         temporary.write_text(page, encoding="utf-8")
 
 # %% ../../nbs/render/splat_viewer.ipynb #viser
-def serve(gaussians: Gaussians, port: int = 8080, server=None):
+def serve(gaussians: Gaussians, port: int = 8080, server=None, camera: Camera | None = None):
     """Show a scene in the browser with viser, and return its server; colours are those of degree 0, and whether a scene was trained anti-aliased is not passed on.
 
     Parameters
     ----------
     port : of this machine
     server : a viser server to add the scene to, instead of a new one
+    camera : the first of these views is the one that a visitor meets, as in `to_html`; None looks at the scene from outside
 
     Raises
     ------
@@ -222,6 +223,11 @@ def serve(gaussians: Gaussians, port: int = 8080, server=None):
     M = rotations(quats) * scales[:, None]
     server = viser.ViserServer(port=port) if server is None else server
     server.scene.add_gaussian_splats("/splats", centers=means.numpy(), covariances=(M @ M.mT).numpy(), rgbs=(0.5 + C0 * sh[:, 0]).clamp(0, 1).numpy(), opacities=opacities[:, None].numpy())
+    orbit = orbit_of(gaussians, camera)
+    server.scene.set_up_direction(tuple(orbit["up"]))
+    first = server.initial_camera
+    first.position, first.look_at = tuple(orbit_camera(orbit, 2, 2).position[0].tolist()), tuple(orbit["target"])
+    first.up, first.fov = tuple(orbit["up"]), 2 * math.atan(0.5 / orbit["focal"])
     return server
 
 # %% ../../nbs/render/splat_viewer.ipynb #count
