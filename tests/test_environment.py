@@ -16,7 +16,7 @@ import paperlib
 
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_TO_PYPI = {"pytorch": "torch"}  # the one package that the two worlds name differently
-PIP_ONLY = {"nbdev", "execnb", "fastcore", "ghapi", "latex2mathml", "playwright", "sphinx-mathjax-offline"}
+PIP_ONLY = {"nbdev", "execnb", "fastcore", "ghapi", "latex2mathml", "playwright", "sphinx-mathjax-offline", "triton"}
 APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # of the text as apache.org publishes it
 
 
