@@ -156,9 +156,9 @@ def test_run_leaves_notebook_page_card_and_nothing_else(finished):
 def test_finished_run_is_kept_when_the_next_fails(finished):
     (folder,) = [p for p in (finished / "srcnn").iterdir() if p.is_dir()]
     before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    done = call("run", "srcnn", *SHORT, "-s", "3", "-d", "cpu", "-o", "data=nowhere", "--out", str(finished))
+    done = call("run", "srcnn", *SHORT, "-s", "3", "-d", "cpu", "-o", "filters=9,1,4", "--out", str(finished))
     assert done.returncode == 1
-    assert "data='nowhere'" in done.stderr and ".failed.ipynb" in done.stderr.replace("\n", "")
+    assert "filters=(9, 1, 4)" in done.stderr and ".failed.ipynb" in done.stderr.replace("\n", "")
     assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
