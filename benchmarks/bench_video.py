@@ -4,7 +4,8 @@
     python benchmarks/bench_video.py --processes 1 --rounds 3 --threads 1
     python benchmarks/bench_video.py --record                # writes results/bench/video.csv as well
 
-Losses and gradients of ours and of the twin are compared before anything is timed.
+Losses and gradients of ours and of the twin are compared before anything is timed. Where there is a GPU, a step there as well: ours in bf16 as `fit` takes it,
+the twin in float32 as released, and by how much bf16 moves the loss.
 """
 
 from __future__ import annotations
@@ -162,6 +163,30 @@ def ratios(rounds: int, threads: int) -> dict[str, float]:
     return found
 
 
+def in_bf16(loss: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    """Return a loss whose products are taken in bf16."""
+
+    def taken(net: torch.nn.Module, clips: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return loss(net, clips)
+
+    return taken
+
+
+def gpu_ratios(rounds: int, device: str = "cuda", batch: int = 16) -> dict[str, float]:
+    """Return what the twin in float32 takes over ours in bf16 on a GPU, and by which share the two losses differ, for ``batch`` clips."""
+    found = {}
+    for name, make, ours, twin in {cases[2]: (name.rsplit(",", 1)[0], cases[0], *cases[2:]) for name, cases in CASES.items()}.values():
+        torch.manual_seed(0)
+        net, clips = make().train().to(device), moving().draw(batch, 0).frames.to(device)
+        calls = {"twin": partial(gradients, twin, net, clips), "ours": partial(gradients, in_bf16(ours, device), net, clips)}
+        plain_loss, our_loss = calls["twin"]()[0], calls["ours"]()[0]
+        times = interleave(calls, rounds, torch.cuda.synchronize if device == "cuda" else None)
+        found[f"GPU, training step, {name}, {batch} clips: float32 twin / ours in bf16"] = statistics.median(t / o for t, o in zip(times["twin"], times["ours"]))
+        found[f"GPU, {name}: loss in bf16, relative difference"] = abs(our_loss - plain_loss) / abs(plain_loss)
+    return found
+
+
 def main() -> None:
     """Measure, print, and record when asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,7 +197,10 @@ def main() -> None:
     args = parser.parse_args()
     print_calibration()
     measured = [in_fresh_process(ratios, args.rounds, args.threads) for _ in range(args.processes)]
-    report(medians(measured, f"{args.threads} threads, float32, twin over ours", 2), RESULTS / "video.csv" if args.record else None)
+    rows = medians(measured, f"{args.threads} threads, float32, twin over ours", 2)
+    if torch.cuda.is_available():
+        rows += medians([in_fresh_process(gpu_ratios, 4 * args.rounds) for _ in range(args.processes)], torch.cuda.get_device_name())
+    report(rows, RESULTS / "video.csv" if args.record else None)
 
 
 if __name__ == "__main__":
