@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import paperlib
+from paperlib.core import data as core_data
 from paperlib.core.paper import Run, judge, override, recorded
 from paperlib.core.scenes import Camera, Frames, Recorded
 from paperlib.depth import diffusiondepth as D
@@ -302,7 +303,8 @@ def room_frames(n, H, W):
 def test_recorded_frames_are_trained_and_scored(monkeypatch, tmp_path, data, H, W, protocols):
     monkeypatch.setattr(D, "nyuv2", lambda **_: room_frames(2, H, W))
     monkeypatch.setattr(D, "kitti", lambda *_: room_frames(2, H, W))
-    monkeypatch.setattr(D, "data_roots", lambda: {"here": tmp_path})
+    monkeypatch.setattr(core_data, "data_roots", lambda: {"here": tmp_path})
+    monkeypatch.setattr(core_data, "require", lambda *names: None)                # of NYU only the reader is replaced
     (tmp_path / "kitti").mkdir()
     run = paperlib.reproduce("diffusiondepth", "smoke", data=data, size=(228, 304) if data == "nyu" else (352, 906), shrink=4, steps=1, batch_size=2, sample_steps=1)
     for protocol in protocols:
@@ -311,7 +313,7 @@ def test_recorded_frames_are_trained_and_scored(monkeypatch, tmp_path, data, H, 
 
 
 def test_kitti_says_where_files_belong(monkeypatch, tmp_path):
-    monkeypatch.setattr(D, "data_roots", lambda: {"here": tmp_path})
+    monkeypatch.setattr(core_data, "data_roots", lambda: {"here": tmp_path})
     with pytest.raises(FileNotFoundError, match="kitti/"):
         paperlib.reproduce("diffusiondepth", "paper", channels=(32,), layers=(1, 1, 1, 1), fpn_dim=8)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from ..core.data import data_roots
+from ..core.data import kitti_folder
 from ..core.depth import DepthSet, RecordedFrames, boundary_scores, mean_log_map, render_set
 from ..core.metrics import DEPTH_PROTOCOLS, depth_scores
 from ..core.paper import Claim, Paper, Preset, recorded
@@ -633,10 +633,7 @@ def recorded_experiment(preset: DiffusionDepthPreset, seed: int, device: torch.d
     if preset.data == "nyu":
         splits, rules = [nyuv2(split="train", raw=True), nyuv2(split="test")], ("nyu",)
     else:
-        root = next((r / "kitti" for r in data_roots().values() if (r / "kitti").is_dir()), None)
-        if root is None:
-            raise FileNotFoundError("KITTI was not found: put raw data, depth maps, eigen_train_files.txt and eigen_test_files.txt into a folder "
-                                    "kitti/ below PAPERLIB_DATA; data/README.md has the layout")
+        root = kitti_folder()
         splits, rules = [kitti(root, root / f"eigen_{part}_files.txt") for part in ("train", "test")], ("kitti_garg", "kitti_eigen")
     losses, seconds = train(model, RecordedFrames(splits[0], preset.size, {"kitti": (370, 1224)}.get(preset.data)), preset, seed, device, Augment(preset.size))
     save_weights(model, f"{preset.data}_s{seed}", {"model": "DiffusionDepth", "config": config})
