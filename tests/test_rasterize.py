@@ -22,13 +22,6 @@ NAMES = ("means", "quats", "scales", "opacities", "sh_coeffs", "w2c", "K", "back
 CASES = ("deg0_opaque", "deg3_offcentre")
 
 
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """Let Triton's kernels run on CPU tensors."""
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
 def scene(n=300, degree=2, seed=0, width=45, height=37):
     """Gaussians around the camera, in front, beside and behind; float64 leaves by name, and the size of the picture."""
     g = torch.Generator().manual_seed(seed)
