@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -351,6 +352,13 @@ def test_the_triton_page_is_imported_without_triton():
     hidden = "import sys; sys.modules['triton'] = None; from paperlib.render import rasterize, rasterize_triton; print('imported')"
     found = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
     assert found.stdout.strip() == "imported", found.stderr[-500:]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
+def test_the_interpreter_chosen_too_late_is_named():
+    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; from paperlib.render.rasterize_triton import make_kernels; make_kernels()"
+    found = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=False, env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
+    assert found.stderr.strip().splitlines()[-1].startswith("RuntimeError: TRITON_INTERPRET=1 was set after"), found.stderr[-500:]
 
 
 def compile_for_h100():

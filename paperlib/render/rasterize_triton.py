@@ -120,9 +120,11 @@ def _sum(pieces, starts, total, WIDTH: tl.constexpr):
 
 @functools.cache
 def make_kernels() -> tuple:
-    """Return the three kernels, forward, backward and sum; ImportError where Triton is missing."""
+    """Return the three kernels, forward, backward and sum; ImportError where Triton is missing, RuntimeError where its interpreter was chosen too late."""
     import triton
 
+    if os.environ.get("TRITON_INTERPRET") == "1" and isinstance(triton.language.zeros_like, triton.runtime.JITFunction):
+        raise RuntimeError("TRITON_INTERPRET=1 was set after something had imported Triton: set it before Python starts")
     globals().update(tl=triton.language, alpha_of=triton.jit(_alpha))
     return tuple(triton.jit(kernel) for kernel in (_forward, _backward, _sum))
 
