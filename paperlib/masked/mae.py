@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..core.data import Labelled, available, dataset
+from ..core.data import Labelled, dataset, require
 from ..core.paper import Claim, Paper, Preset
 from ..core.scenes import RoadConfig, RoomConfig, SceneStream
 from ..core.training import Batches, fit, save_weights
@@ -636,8 +636,7 @@ def require_sound(preset: MAEPreset) -> None:
         raise ValueError(f"finetune_steps={p.finetune_steps} needs probe_train and probe_test above 0: the labels to tune and to test on")
     if p.finetune_steps and p.data == "canvas":
         raise ValueError(f"finetune_steps={p.finetune_steps} needs labels, which data='canvas' has not: expected 0")
-    if p.data != "canvas" and next(a for a in available() if a.name == p.data).found in ("", "incomplete"):
-        dataset(p.data)                                                           # raises: where it may be had, and where it was looked for
+    require(p.data)
 
 # %% ../../nbs/masked/mae.ipynb #pretrain
 def draw_mask(preset: MAEPreset, model: MAE) -> Tensor | None:
