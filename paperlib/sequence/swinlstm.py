@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.layers import DropPath, Mlp, WindowAttention, bias_once, relative_position_index, shift_mask
@@ -20,9 +21,9 @@ from ..core.video import WORLDS, Curve, adam, evaluate, material, require_video,
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
-           'PatchEmbed', 'require_lists', 'require_network', 'require_frames', 'require_state', 'drop_rates',
-           'SwinLSTM', 'our_name', 'load_official', 'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of',
-           'train', 'experiment']
+           'PatchEmbed', 'PatchReadout', 'require_lists', 'require_network', 'require_frames', 'require_state',
+           'drop_rates', 'SwinLSTM', 'our_name', 'load_official', 'official_state', 'SwinLSTMPreset', 'require_sound',
+           'config_of', 'train', 'experiment']
 
 # %% ../../nbs/sequence/swinlstm.ipynb #cell
 class Cell(nn.Module):
@@ -144,7 +145,21 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed frames."""
-        return self.norm(self.proj(x).movedim(1, -1))
+        p = self.proj.stride[0]
+        return self.norm(F.linear(rearrange(x, "b c (y p) (x q) -> b y x (c p q)", p=p, q=p), self.proj.weight.flatten(1), self.proj.bias))
+
+
+class PatchReadout(nn.ConvTranspose2d):
+    """Tokens as patches of a frame that overlap by a pixel, summed: (B, H / p, W / p, D) to (B, C, H, W)."""
+
+    def __init__(self, dim: int, channels: int, patch_size: int):
+        super().__init__(dim, channels, max(3, patch_size + 1), patch_size, 1, output_padding=int(patch_size > 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Paint frames."""
+        p, size = self.stride[0], (x.shape[1] * self.stride[0], x.shape[2] * self.stride[0])
+        pieces = F.linear(x.flatten(1, 2), self.weight.flatten(1).t()).transpose(1, 2)
+        return F.fold(pieces, size, self.kernel_size, stride=p, padding=1) + self.bias[:, None, None]
 
 # %% ../../nbs/sequence/swinlstm.ipynb #network-checks
 State = tuple[tuple[Tensor, Tensor], ...]
@@ -233,7 +248,7 @@ class SwinLSTM(nn.Module):
         order = range(m - 1, -1, -1) if up else ()
         self.up = nn.ModuleList(make(i + 1, depths_up[i], num_heads[i], cut(rises, depths_up, i)[::-1]) for i in order)
         self.expand = nn.ModuleList(PatchExpanding(embed_dim * 2 ** (i + 1)) for i in order)
-        self.readout = nn.ConvTranspose2d(embed_dim, in_chans, max(3, patch_size + 1), patch_size, 1, output_padding=int(patch_size > 1))
+        self.readout = PatchReadout(embed_dim, in_chans, patch_size)
         self.shapes = [(*at(i), embed_dim * 2**i) for i in range(m)] + [(*at(i + 1), embed_dim * 2 ** (i + 1)) for i in order]
 
     def start(self, x: Tensor) -> State:
@@ -262,7 +277,7 @@ class SwinLSTM(nn.Module):
                 y = self.merge[i](y)
         for i, (cell, expand) in enumerate(zip(self.up, self.expand)):
             y = expand(run(cell, y, n + i))
-        return self.readout(y.movedim(-1, 1)).sigmoid(), tuple(after)
+        return self.readout(y).sigmoid(), tuple(after)
 
     def forward(self, x: Tensor, frames_out: int = 10, truth: Tensor | None = None, all_steps: bool = False) -> Tensor:
         """Predict ``frames_out`` frames after x (B, T, C, H, W), feeding predictions back, or ``truth`` (B, frames_out, C, H, W) where it is given.
@@ -388,7 +403,7 @@ PAPER = Paper(
     presets={
         "smoke": SwinLSTMPreset(data="digits", size=16, frames_in=4, frames_out=3, patch_size=2, embed_dim=16, depths=(2,), num_heads=(2,), steps=40, batch_size=4, test_clips=16,
                                 time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
-        "small": SwinLSTMPreset(data="digits", time="about 30 minutes on one CPU core", memory="2 GB", hardware="CPU or GPU"),
+        "small": SwinLSTMPreset(data="digits", time="17 to 25 minutes on two CPU cores, about 30 on one", memory="2 GB", hardware="CPU or GPU"),
         "paper": SwinLSTMPreset(data="moving_mnist", patch_size=2, embed_dim=128, depths=(2, 6), depths_up=(6, 2), num_heads=(4, 8), drop_path=0.1, steps=1_250_000, batch_size=16, lr=1e-4, warm=0.0, clip_norm=0.0, test_clips=10_000,
                                 time="not measured", memory="not measured", hardware="GPU; the fixed test set as mnist_test_seq.npy"),
     },
