@@ -563,6 +563,16 @@ def test_training_restores_better_than_the_mean_colour():
     assert run.metrics["loss_last"] < run.metrics["loss_first"]
 
 
+def test_a_canvas_is_made_of_one_or_three_channels():
+    rng = np.random.default_rng(0)
+    for picture in (rng.integers(0, 255, (20, 30), np.uint8), rng.integers(0, 255, (20, 30, 3), np.uint8), torch.rand(1, 20, 30)):
+        canvas = mae.as_canvas(picture, 16)
+        assert canvas.shape == (3, 16, 16) and abs(canvas.mean()) < 1e-5
+    for picture in (np.zeros((20, 30, 4), np.uint8), torch.rand(2, 3, 20, 30), torch.rand(4, 20, 30)):
+        with pytest.raises(ValueError, match="as_canvas: expected a picture of 1 or 3 channels"):
+            mae.as_canvas(picture)
+
+
 def test_mask_tokens_inside_train_too():
     torch.manual_seed(0)
     model = MAE(**TINY, mask_in_encoder=True)

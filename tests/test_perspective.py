@@ -124,6 +124,8 @@ def test_boosters_answer_only_what_they_learnt(booster):
         booster.log_likelihood(np.ascontiguousarray(counts[:2, :3]))  # the compiled loop would read what lies behind
     only = type(booster)(3).fit(counts, np.ones(200, int), None, 3).log_likelihood(counts)
     assert only.shape == (3, 200) and (only.argmax(0) == 1).all() and np.allclose(np.exp(only).sum(0), 1, atol=1e-4)
+    few = [[0, 9, 1, 8] * 20, [3, 3, 4, 4] * 20]  # lists are taken as arrays are
+    assert (type(booster)(3, seed=0).fit(few, [0, 1, 0, 1] * 20).log_likelihood(few).argmax(0).tolist()) == [0, 1, 0, 1] * 20
 
 
 def test_sparse_rows_hold_all_that_is_above_the_first_threshold():

@@ -349,6 +349,7 @@ def test_intervals_are_told_apart():
     assert interval_of(day + np.arange(3) * np.timedelta64(90, "m")) == "90min"
     assert interval_of(np.array(["2020-01-31", "2020-02-29", "2020-03-31"], "datetime64[s]")) == "M"
     assert interval_of(np.array(["2020-03-31", "2020-06-30", "2020-09-30"], "datetime64[s]")) == "3M"
+    assert [interval_of(np.array(days, "datetime64[s]")) for days in (["2020-07-01", "2020-08-01", "2020-09-01"], ["2021-01-01", "2022-01-01"], ["2020-07-02", "2020-08-01", "2020-08-31"])] == ["M", "12M", "30D"]
     whole = (np.datetime64("2020-01") + np.arange(12)).astype("datetime64[D]")
     months = np.delete(whole, 6)
     for times, message in [(HOURS[:1], "needs two"), (HOURS[::-1], "must rise"), (HOURS[[0, 1, 1, 2]], "row 2"), (np.arange(5), "expected times"), (months, "row 6 is 2020-08-01"),

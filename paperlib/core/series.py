@@ -46,16 +46,16 @@ def interval_of(times: np.ndarray) -> str:
     if (steps <= 0).any():
         row = int((steps <= 0).argmax()) + 1
         raise ValueError(f"times must rise, by a second at least: row {row} is {times[row]}, after {times[row - 1]}")
-    if (steps == steps[0]).all():
-        unit = next(u for u, s in _SECONDS.items() if steps[0] % s == 0)
-        count = int(steps[0]) // _SECONDS[unit]
-        return unit if count == 1 else f"{count}{unit}"
     months = np.diff(times.astype("datetime64[M]").astype(np.int64))
     day = times.astype("datetime64[D]")
     ends = (day + 1).astype("datetime64[M]") != day.astype("datetime64[M]")
     of_month = (day - times.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)
-    if months[0] > 0 and (months == months[0]).all() and (ends.all() or (of_month == of_month[0]).all()):
+    if months[0] > 0 and (months == months[0]).all() and (ends.all() or (of_month == of_month[0]).all()):                # before the clock: July, August and September begin 31 days apart
         return "M" if months[0] == 1 else f"{months[0]}M"
+    if (steps == steps[0]).all():
+        unit = next(u for u, s in _SECONDS.items() if steps[0] % s == 0)
+        count = int(steps[0]) // _SECONDS[unit]
+        return unit if count == 1 else f"{count}{unit}"
     kinds = [np.unique(x, return_counts=True) for x in (steps, months)]
     shares = [counts.max() for _, counts in kinds]
     monthly = months[0] > 0 and shares[1] > shares[0]                                          # more alike by the calendar than by the clock

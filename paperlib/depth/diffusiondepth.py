@@ -229,7 +229,9 @@ class DiffusionDepth(nn.Module):
         return self.head.neck(self.backbone((small - self.centre) / self.spread)[self.first:])
 
     def noise_like(self, small: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return x_T for pictures at the network's size, (B, d, ceil(H / scale), ceil(W / scale)) standard normal; the generator is a CPU's."""
+        """Return x_T for pictures at the network's size, (B, d, ceil(H / scale), ceil(W / scale)) standard normal; the generator is a CPU's, ValueError for what is none."""
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"DiffusionDepth: generator={generator!r}, expected a torch.Generator")
         shape = (len(small), self.latent_dim, *(-(-n // self.latent_scale) for n in small.shape[-2:]))
         return torch.randn(shape, device=small.device, dtype=small.dtype) if generator is None else torch.randn(shape, generator=generator).to(small)
 
@@ -264,8 +266,8 @@ class DiffusionDepth(nn.Module):
         require_pictures(rgb)
         small = self.small(rgb)
         drawn = self.noise_like(small, generator)
-        if x_T is not None and x_T.shape != drawn.shape:
-            raise ValueError(f"DiffusionDepth: expected x_T {tuple(drawn.shape)}, got {tuple(x_T.shape)}")
+        if x_T is not None and getattr(x_T, "shape", None) != drawn.shape:
+            raise ValueError(f"DiffusionDepth: expected x_T {tuple(drawn.shape)}, got {tuple(x_T.shape) if isinstance(x_T, Tensor) else type(x_T).__name__}")
         latent = self.head.sample(self.condition(small), drawn if x_T is None else x_T.to(drawn), self.steps if steps is None else steps) if self.method == "diffusion" else self.one_pass(self.condition(small), small)
         depth = self.log_depth(latent, small.shape[-2:]).exp()
         return depth.repeat_interleave(self.shrink, 2).repeat_interleave(self.shrink, 3)[..., :rgb.shape[2], :rgb.shape[3]]

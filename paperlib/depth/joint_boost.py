@@ -13,8 +13,8 @@ from scipy.special import log_softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 # %% auto #0
-__all__ = ['STUMPS', 'fibonacci_thresholds', 'above_zero', 'stump_answers', 'require_rows', 'require_counts', 'JointBoost',
-           'HistBoost']
+__all__ = ['STUMPS', 'fibonacci_thresholds', 'above_zero', 'stump_answers', 'as_rows', 'require_rows', 'require_counts',
+           'JointBoost', 'HistBoost']
 
 # %% ../../nbs/depth/joint_boost.ipynb #thresholds
 def fibonacci_thresholds(n: int, first: int = 3, second: int = 5) -> np.ndarray:
@@ -121,6 +121,11 @@ def _decide(counts, column, theta, below, above, out):
                 out[i, c] += v[c]
 
 # %% ../../nbs/depth/joint_boost.ipynb #require-rows
+def as_rows(*values: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
+    """Return arrays of what may be lists; None stays None."""
+    return tuple(v if v is None else np.asarray(v) for v in values)
+
+
 def require_rows(booster: object, counts: np.ndarray, target: np.ndarray, weight: np.ndarray | None, classes: int | None) -> int:
     """Return the number of classes of rows to learn from; ValueError for settings, shapes, classes or weights that make no sense, the message names which."""
     who = type(booster).__name__
@@ -177,6 +182,7 @@ class JointBoost:
         ValueError
             A setting, shapes, classes or weights that make no sense, or no row.
         """
+        counts, target, weight = as_rows(counts, target, weight)
         C = require_rows(self, counts, target, weight, classes)
         theta, rng = fibonacci_thresholds(self.thresholds), np.random.default_rng(self.seed)
         index, level, ends = above_zero(counts, theta)
@@ -208,7 +214,7 @@ class JointBoost:
 
     def decision(self, counts: np.ndarray) -> np.ndarray:
         """Return H, (C, N), of counts (M, N) of the M questions that it was fitted to; ValueError for others, or before ``fit``."""
-        require_counts(self, counts)
+        require_counts(self, counts := np.asarray(counts))
         out = np.zeros((counts.shape[1], self.below_.shape[1]), np.float32)
         _decide(counts, self.column_, self.theta_, self.below_, self.above_, out)
         return out.T
@@ -226,6 +232,7 @@ class HistBoost:
 
     def fit(self, counts: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, classes: int | None = None) -> HistBoost:
         """Learn as `JointBoost.fit` does, errors too; rows of one class grow no tree, and that class is the answer."""
+        counts, target, weight = as_rows(counts, target, weight)
         self.classes_ = require_rows(self, counts, target, weight, classes)
         self.column_, self.questions_, self.seen_ = np.arange(len(counts)), len(counts), np.unique(target)
         trees = HistGradientBoostingClassifier(max_iter=self.rounds, max_leaf_nodes=8, early_stopping=False, random_state=self.seed)
@@ -234,7 +241,7 @@ class HistBoost:
 
     def log_likelihood(self, counts: np.ndarray) -> np.ndarray:
         """Return log p of each class, (C, N); -20 for classes that no row was of; errors as `JointBoost.decision`."""
-        require_counts(self, counts)
+        require_counts(self, counts := np.asarray(counts))
         out = np.full((self.classes_, counts.shape[1]), -20.0, np.float32)
         out[self.seen_] = np.log(self.trees_.predict_proba(counts.T).T + 1e-9) if self.trees_ else 0.0
         return out

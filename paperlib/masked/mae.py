@@ -421,8 +421,10 @@ def folded_series(generator: torch.Generator, size: int = 224) -> Tensor:
 
 
 def as_canvas(picture: np.ndarray | Tensor, size: int = 224) -> Tensor:
-    """Return the middle square of a picture, (H, W[, 3]) uint8 or (C, H, W), as a canvas (3, size, size): resized, then of mean 0 and deviation `SPREAD`."""
+    """Return the middle square of a picture, (H, W[, 3]) uint8 or (C, H, W), as a canvas (3, size, size): resized, then of mean 0 and deviation `SPREAD`; ValueError for other than 1 or 3 channels."""
     x = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(picture))).permute(2, 0, 1) if isinstance(picture, np.ndarray) else picture
+    if x.ndim != 3 or len(x) not in (1, 3) or not x.numel():
+        raise ValueError(f"as_canvas: expected a picture of 1 or 3 channels, got {tuple(picture.shape)}")
     side = min(x.shape[1:])
     top, left = ((n - side) // 2 for n in x.shape[1:])
     x = x[None, :, top : top + side, left : left + side].float()
