@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import gc
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,22 @@ def held_between() -> Callable[..., int]:
         return held[last] - held[first]
 
     return measure
+
+
+@pytest.fixture
+def blender_lego(tmp_path, monkeypatch) -> Path:
+    """A data folder that holds our own scene in the layout of ``nerf_synthetic/lego``, with a test set: 12 and 3 views of 16 pixels."""
+    from paperlib.core.captures import own_scene, write_transforms
+
+    whole, root = own_scene(16, views=15, samples=1, n_points=200), tmp_path / "nerf_synthetic" / "lego"
+    for part, some in (("train", whole[:12]), ("test", whole[12:])):
+        write_transforms(some, root / part)
+        frames = json.loads((root / part / "transforms.json").read_text())
+        for frame in frames["frames"]:
+            frame["file_path"] = f"{part}/{frame['file_path']}"
+        (root / f"transforms_{part}.json").write_text(json.dumps(frames))
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    return root
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

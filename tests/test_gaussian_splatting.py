@@ -55,6 +55,13 @@ def test_ten_trainings_one_result_whatever_the_threads(scene):
     assert bits(train(scene, SHORT, seed=1, progress=False)[0]) not in {b for b, _ in found}
 
 
+def test_the_paper_preset_runs_through_in_miniature(blender_lego):
+    """With its own start and end of densification, and on the scene's own test set."""
+    run = paperlib.reproduce("gaussian_splatting", "paper", device="cpu", steps=620, points=60, evals=(600,))
+    assert len(run.samples["psnr"]) == 3 and "600" in run.samples["psnr_curve"] and run.metrics["split"] + run.metrics["cloned"] > 0
+    assert run.metrics["psnr"] > run.metrics["psnr_nearest"]
+
+
 def test_many_gaussians_have_the_same_gradients_with_one_two_and_three_threads():
     n, g = 200_003, torch.Generator().manual_seed(0)                    # a prime: no number of threads shares it out without a rest
     values = {"means": torch.randn(n, 3, generator=g), "quats": torch.randn(n, 4, generator=g), "log_scales": 0.3 * torch.randn(n, 3, generator=g) - 5, "logits": torch.full((n,), -2.96),

@@ -335,6 +335,11 @@ def test_the_paper_settings_are_the_papers():
     assert (field.n_coarse, field.n_fine, field.middle.tolist(), field.reach, field.grid) == (64, 128, [0, 0, 0], 1.0, None)
 
 
+def test_the_paper_preset_runs_through_in_miniature(blender_lego):
+    run = paperlib.reproduce("nerf", "paper", device="cpu", width=16, rays=32, steps=4, crop_steps=2, n_coarse=8, n_fine=8)
+    assert run.metrics["samples_per_ray"] == 8 + 16 and run.metrics["psnr"] > 0 and len(run.samples["psnr"]) == 3       # the scene's own test set
+
+
 def test_the_baseline_shows_the_nearest_camera():
     views = capture("still_life", size=16, views=16, samples=1, n_points=50)
     given, held = views.split(8)
