@@ -293,6 +293,19 @@ def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
         phydnet.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("gate", ["sigmoid", "tanh"])
+def test_half_precision_where_norms_give_floats(gate, monkeypatch):
+    """On a GPU autocast keeps group norms in float32, and with them what is encoded, while the gain's convolutions are bfloat16: here as there."""
+    norm, clip = nn.GroupNorm.forward, torch.rand(2, 3, 1, 8, 8)
+    monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: norm(self, x).float())
+    for net in (PhyDNet(hidden=(32,), width=32, gate=gate), PixelPhysics(gate=gate)):
+        whole = net(clip, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net(clip, 3)
+        found.float().square().mean().backward()
+        assert torch.allclose(found.float(), whole, atol=0.1) and all(p.grad is not None for p in net.parameters())
+
+
 def test_frames_that_do_not_fit():
     net = PhyDNet(hidden=(32,), width=32)
     for x, message in ((torch.rand(1, 1, 10, 8), r"\(1, 1, 10, 8\)"), (torch.rand(1, 2, 8, 8), r"\(1, 2, 8, 8\)")):

@@ -416,7 +416,7 @@ def read_moving_mnist(file: str | os.PathLike) -> Windows:
     array = _loaded(file)
     if isinstance(array, dict):
         raise ValueError(f"{file}: expected one array (frames, clips, H, W) uint8, got an archive of {', '.join(array)}")
-    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[0] > array.shape[1]:
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[0] > array.shape[1] or not array.size:
         raise ValueError(f"{file}: expected (frames, clips, H, W) uint8 with fewer frames than clips, got {array.shape} of {array.dtype}")
     return Windows([array[:, i, None] for i in range(array.shape[1])], array.shape[0])
 

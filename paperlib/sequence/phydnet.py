@@ -119,7 +119,10 @@ class PhyCell(nn.Module):
         ``cut`` is what `halves` gave; ``of_input``, what `of_input` did, (B, C, h, w).
         """
         ahead = self.predicted(state[0])
-        return (ahead.lerp(encoded, self.gain(encoded, state[0], ahead, of_input, cut)) if correct else ahead,)
+        if not correct:
+            return (ahead,)
+        gain = self.gain(encoded, state[0], ahead, of_input, cut)
+        return (ahead.lerp(encoded.to(ahead.dtype), gain.to(ahead.dtype)),)                          # under autocast the three may differ
 
 # %% ../../nbs/sequence/phydnet.ipynb #branch
 def _block(in_channels: int, out_channels: int, stride: int, up: bool = False) -> nn.Sequential:
