@@ -458,6 +458,9 @@ def test_a_cost_leaves_a_network_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and [m.training for m in net] == [True, True, False, True]
     with torch.no_grad():
         assert cost(net, torch.rand(2, 3, 1, 6, 6), rounds=0).kept_mb == kept > 0  # asked for where gradients are off
+    plain = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(1, 2, 3))
+    many = torch.rand(50, 3, 1, 6, 6)
+    assert cost(plain, many[:2], rounds=0) == pytest.approx(cost(plain, many[:2].clone(), rounds=0), nan_ok=True)  # not the fifty that it is a slice of
 
 
 @pytest.mark.parametrize(("x", "message"), [(torch.zeros(1, 2, 1, 16, 16, dtype=torch.uint8), "floats in .0, 1., got torch.uint8"), (torch.zeros(1, 2, 1, 16, 16, dtype=torch.float64), r"torch\.float64 and the network is torch\.float32"),

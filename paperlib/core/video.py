@@ -649,7 +649,7 @@ def cost(model: nn.Module, clips: Tensor, rounds: int = 3, frames_out: int | Non
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    device, kept = clips.device, {}
+    device, kept, clips = clips.device, {}, clips.clone()                                # of a slice the whole would be counted
     modes, buffers = [(m, m.training) for m in model.modules()], [(b, b.clone()) for b in model.buffers()]
     call = lambda: model(clips) if frames_out is None else model(clips, frames_out)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
