@@ -82,7 +82,7 @@ def _released_step(net: phydnet.PhyDNet, x: Tensor, state: tuple) -> tuple[Tenso
 
 def _moments_looped(weight: Tensor) -> Tensor:
     """Return the moment loss as released: a loop over input channels."""
-    unit = torch.eye(49, dtype=weight.dtype).view(49, 7, 7)
+    unit = torch.eye(49, dtype=weight.dtype, device=weight.device).view(49, 7, 7)
     return sum(F.mse_loss(phydnet.kernel_to_moments(weight[:, b]).to(weight.dtype), unit) for b in range(weight.shape[1]))
 
 
@@ -100,17 +100,21 @@ def swinlstm_loss(net: swinlstm.SwinLSTM, clips: Tensor) -> Tensor:
 
 
 def swinlstm_plain(net: swinlstm.SwinLSTM, clips: Tensor) -> Tensor:
-    """Windows cut, attended by explicit products, put back; the two maps of a block concatenated."""
-    blocks = [b for cell in (*net.down, *net.up) for b in cell.mixer.blocks]
-    forwards = [b.forward for b in blocks]
+    """Windows cut, attended by explicit products, put back; the two maps of a block concatenated; patches in and out by convolutions."""
+    blocks, embed, readout = [b for cell in (*net.down, *net.up) for b in cell.mixer.blocks], net.patch_embed, net.readout
+    forwards = [m.forward for m in (*blocks, embed, readout)]
+    embed.forward = lambda x: embed.norm(embed.proj(x).movedim(1, -1))
+    readout.forward = lambda x: torch.nn.ConvTranspose2d.forward(readout, x.movedim(-1, 1))
     for b in blocks:
         b.attn.kernel = "explicit"
         b.forward = lambda x, other=None, b=b: _released_block(b, x, other)
     try:
         return swinlstm_loss(net, clips)
     finally:
-        for b, f in zip(blocks, forwards):
-            b.attn.kernel, b.forward = "auto", f
+        for b in blocks:
+            b.attn.kernel = "auto"
+        for m, f in zip((*blocks, embed, readout), forwards):
+            m.forward = f
 
 
 def _released_block(block: swinlstm.SwinBlock, x: Tensor, other: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ from paperlib.sequence.phydnet import (
     moments_to_kernel,
     official_name,
     our_name,
+    taylor,
 )
 
 
@@ -119,6 +120,17 @@ def test_moments_by_the_double_sum_and_rational_kernels():
     for order, text in rows.items():
         assert derivatives()[order, 3].tolist() == pytest.approx([float(Fraction(q)) for q in text.split()], abs=1e-11)
         assert torch.allclose(derivatives()[7 * order][:, 3], derivatives()[order][3], atol=1e-11)  # the first index counts rows
+
+
+def test_moments_of_an_even_size_have_the_origin_of_the_released_code():
+    """Its places are arange(n) - (n - 1) // 2: of four, -1 to 2."""
+    assert taylor(4)[1].tolist() == [-1, 0, 1, 2] and taylor(2)[1].tolist() == [0, 1]
+    w = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert kernel_to_moments(w)[1, 1, 2].item() == pytest.approx(sum((u - 1) * (v - 2) ** 2 / 2 * w[1, u, v].item() for u in range(4) for v in range(6)), abs=1e-12)
+    assert torch.allclose(moments_to_kernel(kernel_to_moments(w)), w, atol=1e-11)
+    for bad, message in ((lambda: derivatives(0), "n=0"), (lambda: taylor(2.0), r"n=2\.0"), (lambda: kernel_to_moments(torch.ones(3)), r"got \(3,\)"), (lambda: moment_loss(torch.rand(9, 3, 3)), r"kernels \(9, 3, 3\)")):
+        with pytest.raises(ValueError, match=message):
+            bad()
 
 
 def test_the_moment_loss_of_each_channel_by_a_loop():
@@ -267,7 +279,7 @@ def test_files_of_another_network(shared, change, message):
 
 @pytest.mark.parametrize(("args", "message"), [({"hidden": (16,)}, r"hidden=\(16,\)"), ({"branches": "one"}, "branches='one'"), ({"width": 40, "hidden": (40,)}, "width=40"), ({"gate": "relu"}, "relu"),
                                                ({"kernel_size": 4}, "kernel_size=4"), ({"filters": 50}, "filters=50"), ({"physical_layers": 0}, "physical_layers=0"), ({"hidden": (0, 64)}, r"hidden=\(0, 64\)"),
-                                               ({"channels": 0}, "channels=0")])
+                                               ({"channels": 0}, "channels=0"), ({"kernel_size": -3}, "kernel_size=-3"), ({"kernel_size": 7.0}, r"kernel_size=7\.0"), ({"filters": 49.0}, r"filters=49\.0"), ({"hidden": 64}, "hidden=64"), ({"width": 64.0}, r"width=64\.0"), ({"physical_layers": 1.5}, r"physical_layers=1\.5")])
 def test_bad_networks_are_refused_by_name(args, message):
     with pytest.raises(ValueError, match=message):
         PhyDNet(**args)
@@ -281,6 +293,19 @@ def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
         phydnet.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("gate", ["sigmoid", "tanh"])
+def test_half_precision_where_norms_give_floats(gate, monkeypatch):
+    """On a GPU autocast keeps group norms in float32, and with them what is encoded, while the gain's convolutions are bfloat16: here as there."""
+    norm, clip = nn.GroupNorm.forward, torch.rand(2, 3, 1, 8, 8)
+    monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: norm(self, x).float())
+    for net in (PhyDNet(hidden=(32,), width=32, gate=gate), PixelPhysics(gate=gate)):
+        whole = net(clip, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net(clip, 3)
+        found.float().square().mean().backward()
+        assert torch.allclose(found.float(), whole, atol=0.1) and all(p.grad is not None for p in net.parameters())
+
+
 def test_frames_that_do_not_fit():
     net = PhyDNet(hidden=(32,), width=32)
     for x, message in ((torch.rand(1, 1, 10, 8), r"\(1, 1, 10, 8\)"), (torch.rand(1, 2, 8, 8), r"\(1, 2, 8, 8\)")):
@@ -291,6 +316,10 @@ def test_frames_that_do_not_fit():
         for frames in (clip[:1, 0], torch.rand(2, 1, 16, 16)):  # a batch of one would be broadcast
             with pytest.raises(ValueError, match=r"a state of .* does not go with frames that are encoded to \(2, 32, 2, 2\)"):
                 net.step(clip[:, 0], net.step(frames).state)
+        for other in (PhyDNet(hidden=(48, 32), width=32), PhyDNet(hidden=(32,), width=32, branches="residual"), PhyDNet(hidden=(64,))):  # of fewer cells, only those would be run
+            for one, two in ((net, other), (other, net)):
+                with pytest.raises(ValueError, match="does not go with frames"):
+                    one.step(clip[:, 0], two.step(clip[:, 0]).state)
     for model in (net, PixelPhysics(1)):
         for x, m, truth, message in (
                 (clip, 0, None, "frames_out=0"), (clip, 2.5, None, r"frames_out=2\.5"), (clip[:, :0], 2, None, r"\(2, 0, 1, 8, 8\)"), (clip[0], 2, None, r"\(2, 1, 8, 8\)"), (clip.repeat(1, 1, 3, 1, 1), 2, None, r"\(2, 2, 3, 8, 8\)"),

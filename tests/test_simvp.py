@@ -44,7 +44,7 @@ def test_official_names_come_back(shared):
     assert "dec.dec.0.conv.conv.0.weight" in state
     with torch.no_grad():
         assert torch.equal(SimVP.from_official(state, (2, 1, 8, 8), 8, 16, 2, 2, variant="openstl")(x), other(x))
-    for options in ({"skip": "none"}, {"norm": False}, {"translator": "rnn"}, {"variant": "openstl"}):
+    for options in ({"skip": "none"}, {"norm": False}, {"translator": "rnn"}, {"variant": "openstl", "skip": "concat"}):
         with pytest.raises(ValueError, match="no official names"):
             SimVP((2, 1, 8, 8), 8, 16, 2, 2, **options).to_official()
 
@@ -91,6 +91,15 @@ def test_groups_that_do_not_divide_the_hidden_channels_give_one_group_of_convolu
     assert torch.allclose(net(x), wanted, atol=1e-12)
     with pytest.raises(ValueError, match="15 channels do not divide into 8 groups"):
         Inception(6, 16, 15)
+
+
+def test_a_variant_has_its_own_skip_where_none_is_asked_for():
+    for variant, skip in (("official", "concat"), ("openstl", "add")):
+        net = SimVP((2, 1, 8, 8), 8, 16, 2, 2, variant=variant)
+        assert net.decoder.skip == skip and net.to_official()
+    with torch.device("meta"):
+        count = sum(p.numel() for p in SimVP((10, 1, 64, 64), 64, 512, 4, 8, variant="openstl").parameters())
+    assert count == 57_761_409 + 2 * 192 * (64 * 9 + 1) - 64 * 64 * 9  # the authors' net, two blocks of four times the outputs, a sum for the concatenation; OpenSTL's table rounds it to 58.0 M
 
 
 def test_the_openstl_variant_differs_from_the_authors_in_its_blocks_alone():

@@ -11,7 +11,19 @@ from torch import nn
 from paperlib.core.layers import WindowAttention
 from paperlib.core.video import cost
 from paperlib.sequence import swinlstm
-from paperlib.sequence.swinlstm import PAPER, Cell, ConvMixer, PatchExpanding, PatchMerging, SwinBlock, SwinLSTM, SwinMixer, our_name
+from paperlib.sequence.swinlstm import (
+    PAPER,
+    Cell,
+    ConvMixer,
+    PatchEmbed,
+    PatchExpanding,
+    PatchMerging,
+    PatchReadout,
+    SwinBlock,
+    SwinLSTM,
+    SwinMixer,
+    our_name,
+)
 
 
 def golden(shared, case):
@@ -188,7 +200,8 @@ def test_files_of_another_network(shared):
 
 @pytest.mark.parametrize(("args", "message"), [({"img_size": 30, "patch_size": 4}, "30×30"), ({"mixer": "mlp"}, "mlp"), ({"depths": (2, 2), "num_heads": (2, 2)}, "way up"), ({"num_heads": (2, 2)}, "lists of one length"),
                                                ({"img_size": 20, "patch_size": 2}, "10×10 does not divide into windows of 4"), ({"num_heads": (5,)}, "no multiple of num_heads=5"), ({"window_size": 0}, "window_size=0"),
-                                               ({"embed_dim": 0}, "embed_dim=0"), ({"in_chans": 0}, "in_chans=0"), ({"depths": (0,), "mixer": "conv"}, r"depths=\(0,\)"), ({"img_size": 0}, "0×0")])
+                                               ({"embed_dim": 0}, "embed_dim=0"), ({"in_chans": 0}, "in_chans=0"), ({"depths": (0,), "mixer": "conv"}, r"depths=\(0,\)"), ({"img_size": 0}, "0×0"),
+                                               ({"img_size": 16.0}, r"img_size=\(16\.0"), ({"img_size": (16, 16, 16)}, r"img_size=\(16, 16, 16\)"), ({"img_size": (16,)}, r"img_size=\(16,\)"), ({"patch_size": 2.0}, r"patch_size=2\.0"), ({"depths": 2}, "depths=2"), ({"num_heads": (2.0,)}, r"num_heads=\(2\.0,\)")])
 def test_bad_networks_are_refused_by_name(args, message):
     with pytest.raises(ValueError, match=message):
         SwinLSTM(**args)
@@ -199,6 +212,24 @@ def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
     monkeypatch.setattr(swinlstm, "train", lambda *a: pytest.fail("training was started"))
     with pytest.raises(ValueError, match=message):
         swinlstm.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("channels", "rows", "columns"), [(1, 1, 3), (3, 4, 2)])
+def test_patches_by_matrices_are_the_convolutions(patch, channels, rows, columns):
+    torch.manual_seed(0)
+    into, out = PatchEmbed(channels, 8, patch).double(), PatchReadout(8, channels, patch).double()
+    x, tokens = torch.rand(2, channels, rows * patch, columns * patch).double().requires_grad_(), torch.randn(2, rows, columns, 8).double().requires_grad_()
+    pairs = ((into(x), into.norm(into.proj(x).movedim(1, -1)), [x, *into.parameters()]), (out(tokens), nn.ConvTranspose2d.forward(out, tokens.movedim(-1, 1)), [tokens, *out.parameters()]))
+    for ours, plain, of in pairs:
+        weights = torch.randn_like(ours)
+        assert ours.shape == plain.shape and torch.allclose(ours, plain, atol=1e-12)
+        for a, b in zip(*(torch.autograd.grad((y * weights).sum(), of) for y in (ours, plain))):
+            assert torch.allclose(a, b, atol=1e-11)
+
+
+def test_a_side_may_be_of_numpy():
+    assert SwinLSTM(np.int64(16), np.int64(2), 1, 8, (2,), None, (2,)).size == (16, 16)
 
 
 def test_clips_that_do_not_fit():

@@ -40,6 +40,9 @@ from paperlib.core.video import (
     unroll,
     video_length,
 )
+from paperlib.sequence.phydnet import PhyDNet, PixelPhysics
+from paperlib.sequence.simvp import SimVP
+from paperlib.sequence.swinlstm import SwinLSTM
 
 
 def walked(y, x, vy, vx, frames):
@@ -49,13 +52,13 @@ def walked(y, x, vy, vx, frames):
         y += vy
         x += vx
         if y <= 0:
-            y, vy = 0, -vy if y < 0 else vy
+            y, vy = 0, -vy
         if x <= 0:
-            x, vx = 0, -vx if x < 0 else vx
+            x, vx = 0, -vx
         if y >= 1:
-            y, vy = 1, -vy if y > 1 else vy
+            y, vy = 1, -vy
         if x >= 1:
-            x, vx = 1, -vx if x > 1 else vx
+            x, vx = 1, -vx
         path.append((y, x))
     return path
 
@@ -66,6 +69,8 @@ def test_figures_move_by_the_law():
     v = 0.1 * np.stack([np.sin(angle), np.cos(angle)], -1)
     for s, step, path in zip(start, v, bounce(start, v, 40)):
         assert path == pytest.approx(np.array(walked(*s, *step, 40)), abs=1e-12)
+    for s, step in (((0.5, 0.5), (0.25, -0.25)), ((0.75, 0.25), (-0.75, 0.75)), ((0.0, 1.0), (0.0, -0.125))):  # borders met exactly
+        assert bounce(np.array(s), np.array(step), 12).tolist() == [list(map(float, at)) for at in walked(*s, *step, 12)]
 
 
 def test_a_clip_is_its_figures_and_nothing_else():
@@ -200,6 +205,13 @@ def test_a_video_that_ends_before_its_head_says_is_named():
             clips[3]
 
 
+def test_what_is_done_to_a_clip_leaves_its_video_as_it_is():
+    for video in (np.ones((4, 1, 2, 2), np.float32), torch.ones(4, 1, 2, 2), np.full((4, 1, 2, 2), 255, np.uint8)):
+        windows = Windows([video], 3)
+        windows[0].zero_()
+        assert windows[0].min() == 1
+
+
 def test_a_film_that_is_cut_off_is_named_by_the_reader_of_kth(tmp_path):
     av = pytest.importorskip("av")
     (tmp_path / "boxing").mkdir()
@@ -262,9 +274,10 @@ def test_sets_in_their_layouts(tmp_path):
     array = np.random.default_rng(0).integers(0, 255, (20, 25, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "m.npy", array)
     assert np.array_equal((read_moving_mnist(tmp_path / "m.npy")[4][:, 0] * 255).round().byte().numpy(), array[:, 4])
-    np.save(tmp_path / "m.npy", array.swapaxes(0, 1))
-    with pytest.raises(ValueError, match="fewer frames than clips"):
-        read_moving_mnist(tmp_path / "m.npy")
+    for other in (array.swapaxes(0, 1), array[:0], array[..., :0]):
+        np.save(tmp_path / "m.npy", other)
+        with pytest.raises(ValueError, match=r"m\.npy: .*fewer frames than clips"):
+            read_moving_mnist(tmp_path / "m.npy")
     (tmp_path / "m.npy").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="no array that numpy can read"):
         read_moving_mnist(tmp_path / "m.npy")
@@ -328,6 +341,31 @@ def test_kth_and_human36m(tmp_path):
         (tmp_path / "train.txt").write_text(text)
         with pytest.raises(error, match=message):
             read_human36m(tmp_path, frames=3, size=8, step=2)
+
+
+def test_no_clip_of_kth_goes_across_a_gap_in_the_numbers(tmp_path):
+    (film := tmp_path / "running" / "person03_running_d1_uncomp").mkdir(parents=True)
+    for i in (*range(1, 6), *range(40, 44)):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(film / f"image_{i:04d}.jpg", quality=100)
+    found = [(clip[:, 0, 0, 0] * 255).round().tolist() for clip in read_kth(tmp_path, "train", 3, 4, 1)]
+    assert found == [[i, i + 1, i + 2] for i in (1, 2, 3, 40, 41)]
+    (tmp_path / "running" / "person04_running_d1").mkdir()  # without a frame, and so without a clip
+    for i in range(0, 12, 2):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / "running" / "person04_running_d1" / f"{i}.png")  # every second frame was kept: no gap
+    assert len(read_kth(tmp_path, "train", 3, 4, 1)) == 5 + 4
+
+
+def test_human36m_in_the_layout_of_openstl(tmp_path):
+    """Its list has the beginnings of files' names, and the number of the first: no folder for each film."""
+    (tmp_path / "images").mkdir()
+    for n in (1, 6, 11, 996, 1001):
+        Image.fromarray(np.full((4, 4, 3), n % 250, np.uint8)).save(tmp_path / "images" / f"S1_Walking.54138969_{n:06d}.jpg", quality=100)
+    (tmp_path / "train.txt").write_text("images/S1_Walking.54138969_,1\nimages/S1_Walking.54138969_,996\n")
+    assert [(c[:, 0, 0, 0] * 255).round().tolist() for c in read_human36m(tmp_path, frames=2, size=4)] == [[1, 6], [246, 1]]
+    with pytest.raises(FileNotFoundError, match=r"_001006\.jpg is not there; line 2 of train\.txt"):
+        read_human36m(tmp_path, frames=3, size=4)
+    with pytest.raises(ValueError, match="step=0"):
+        read_human36m(tmp_path, frames=2, size=4, step=0)
 
 
 def test_human36m_takes_folders_with_blanks_in_their_names(tmp_path):
@@ -410,6 +448,30 @@ def test_what_a_network_costs():
     assert found.parameters == 4 * 2 * 9 + 4 + 4 * 2 + 2
     assert found.gmacs == pytest.approx(5 * 36 * (4 * 2 * 9 + 4 * 2) / 1e9) and math.isnan(found.clips_s) and net.training
     assert found.kept_mb == pytest.approx((5 * 2 * 36 + 5 * 4 * 36) * 4 / 2**20)  # the inputs of both convolutions
+
+
+def test_a_cost_leaves_a_network_as_it_was():
+    net = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.BatchNorm2d(2)).train()
+    net[2].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    kept = cost(net, torch.rand(2, 3, 1, 6, 6), rounds=0).kept_mb
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and [m.training for m in net] == [True, True, False, True]
+    with torch.no_grad():
+        assert cost(net, torch.rand(2, 3, 1, 6, 6), rounds=0).kept_mb == kept > 0  # asked for where gradients are off
+    plain = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(1, 2, 3))
+    many = torch.rand(50, 3, 1, 6, 6)
+    assert cost(plain, many[:2], rounds=0) == pytest.approx(cost(plain, many[:2].clone(), rounds=0), nan_ok=True)  # not the fifty that it is a slice of
+
+
+@pytest.mark.parametrize(("x", "message"), [(torch.zeros(1, 2, 1, 16, 16, dtype=torch.uint8), "floats in .0, 1., got torch.uint8"), (torch.zeros(1, 2, 1, 16, 16, dtype=torch.float64), r"torch\.float64 and the network is torch\.float32"),
+                                            (np.zeros((1, 2, 1, 16, 16), np.float32), "a ndarray")])
+def test_clips_of_another_type_are_refused_in_one_line(x, message):
+    for net in (SimVP((2, 1, 16, 16), 8, 16, 2, 2), PhyDNet(hidden=(64,)), PixelPhysics(), SwinLSTM(16, 2, 1, 8, (2,), None, (2,))):
+        with pytest.raises(ValueError, match=message):
+            net(x, 2)
+    half = torch.zeros(1, 2, 1, 16, 16, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert net(half, 2).isfinite().all()
 
 
 SMALLEST = {"simvp": {"steps": 2, "batch_size": 2, "test_clips": 4, "elsewhere": False}, "phydnet": {"steps": 2, "batch_size": 2, "test_clips": 4}, "swinlstm": {"steps": 2, "batch_size": 2, "test_clips": 4}}

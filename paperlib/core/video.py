@@ -36,8 +36,8 @@ from .training import Batches
 # %% auto #0
 __all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digit_sprites', 'letter_sprites', 'photo_crops',
            'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
-           'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'unroll',
-           'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost', 'require_video',
+           'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'require_floats',
+           'unroll', 'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost', 'cost', 'require_video',
            'evaluate', 'Curve', 'adam']
 
 # %% ../../nbs/core/video.ipynb #motion
@@ -53,7 +53,7 @@ def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
     path = np.empty((*at.shape[:-1], frames, 2))
     for k in range(frames):
         at = at + v
-        v = np.where((at < 0) | (at > 1), -v, v)
+        v = np.where((at <= 0) | (at >= 1), -v, v)
         at = np.clip(at, 0, 1)
         path[..., k, :] = at
     return path
@@ -268,8 +268,18 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted((f for f in folder.iterdir() if f.suffix.lower() in _PICTURES), key=parts)
 
 
-def _sized(frames: np.ndarray, size: int | None, channels: int) -> Tensor:
-    """Return frames (T, H, W[, 3]) uint8 as (T, channels, size, size)."""
+def _runs(files: list[Path]) -> list[list[Path]]:
+    """Cut a film's pictures where the numbers in their names leave some out: no clip goes across a gap."""
+    numbers = [int((re.findall(r"\d+", f.stem) or ["0"])[-1]) for f in files]
+    steps = [b - a for a, b in zip(numbers, numbers[1:])]
+    cuts = [0, *(i for i, s in enumerate(steps, 1) if s > max(1, min(steps))), len(files)]
+    return [files[a:b] for a, b in zip(cuts, cuts[1:])]
+
+
+def _sized(frames: Sequence[np.ndarray], size: int | None, channels: int, path: Path) -> Tensor:
+    """Return frames (H, W[, 3]) uint8 of a video, whose place is ``path``, as (T, channels, size, size)."""
+    if len({f.shape for f in frames}) != 1:
+        raise ValueError(f"{path} has frames of different sizes: {', '.join(sorted({f'{f.shape[0]}×{f.shape[1]}' for f in frames}))}")
     pictures = [Image.fromarray(f).convert("RGB" if channels == 3 else "L") for f in frames]
     pictures = [p.resize((size, size), Image.Resampling.BILINEAR) for p in pictures] if size else pictures
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).reshape(len(pictures), *pictures[0].size[::-1], channels).movedim(-1, 1).contiguous()
@@ -326,9 +336,7 @@ def read_video(path: str | os.PathLike, size: int | None = None, channels: int =
             raise ValueError(f"{path} is no video that can be read: {error}") from error
     else:
         frames = _decoded(path)
-    if len({f.shape for f in frames}) != 1:
-        raise ValueError(f"{path} has frames of different sizes: {', '.join(sorted({f'{f.shape[0]}×{f.shape[1]}' for f in frames}))}")
-    return _sized(np.stack(frames), size, channels)
+    return _sized(frames, size, channels, path)
 
 # %% ../../nbs/core/video.ipynb #video-length
 def video_length(path: str | os.PathLike) -> int:
@@ -385,7 +393,7 @@ class Windows(torch.utils.data.Dataset):
         clip = torch.as_tensor(np.ascontiguousarray(self._read(video)[start:start + (self.frames - 1) * self.step + 1:self.step]))
         if len(clip) < self.frames:
             raise ValueError(f"{self.names[video] if self.names else f'video {video}'} ends after {len(self._read(video))} of the {self.lengths[video]} frames that it should have: is it cut off?")
-        return clip.float() / 255 if clip.dtype == torch.uint8 else clip.float()
+        return clip.float() / 255 if clip.dtype == torch.uint8 else clip.to(torch.float32, copy=True)          # the video stays as it is, whatever is done to a clip
 
     def cut(self, frames: int) -> Windows:
         """Return the same videos cut into clips of another length."""
@@ -408,7 +416,7 @@ def read_moving_mnist(file: str | os.PathLike) -> Windows:
     array = _loaded(file)
     if isinstance(array, dict):
         raise ValueError(f"{file}: expected one array (frames, clips, H, W) uint8, got an archive of {', '.join(array)}")
-    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[0] > array.shape[1]:
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[0] > array.shape[1] or not array.size:
         raise ValueError(f"{file}: expected (frames, clips, H, W) uint8 with fewer frames than clips, got {array.shape} of {array.dtype}")
     return Windows([array[:, i, None] for i in range(array.shape[1])], array.shape[0])
 
@@ -466,22 +474,28 @@ def read_kth(folder: str | os.PathLike, split: str = "train", frames: int = 30, 
         if not person:
             raise ValueError(f"{path}: expected a name that begins with personNN")
         if (int(person[1]) <= 16) == (split == "train"):
-            films.append(path)
+            films += [run for run in _runs(_pictures(path)) if run] if path.is_dir() else [path]
     if not films:
         raise ValueError(f"{folder}: no film of a person of {split!r} ({'1 to 16' if split == 'train' else '17 to 25'})")
-    return Windows([lambda p=p: read_video(p, size) for p in films], frames, stride, lengths=[video_length(p) for p in films], names=[str(p) for p in films])
+    whole = lambda f: _sized([read_image(p, "RGB") for p in f], size, 1, f[0].parent) if isinstance(f, list) else read_video(f, size)
+    return Windows([lambda f=f: whole(f) for f in films], frames, stride, lengths=[len(f) if isinstance(f, list) else video_length(f) for f in films], names=[str(f[0].parent if isinstance(f, list) else f) for f in films])
 
 
 def read_human36m(folder: str | os.PathLike, split: str = "train", frames: int = 8, size: int = 128, step: int = 5) -> Windows:
-    """Read Human3.6M by its list: each line "folder,first frame" gives one clip of every ``step``-th frame, in colour, resized.
+    """Read Human3.6M by its list, in colour, resized: each line gives one clip of every ``step``-th frame.
+
+    A line is "beginning,number", for files named by a beginning and a number of six digits (images/S11_Walking.60457274_ and 000981.jpg),
+    or "folder,first frame", for a folder of frames in order, the first of which is 0.
 
     Raises
     ------
     FileNotFoundError
-        The list, or a folder of it, is not there.
+        The list, or a file or folder of it, is not there.
     ValueError
-        An empty list, a line of another form, or one that asks for frames beyond the last.
+        An empty list, a line of another form, or one that asks for frames beyond the last; numbers below 1.
     """
+    if min(frames, step) < 1:
+        raise ValueError(f"frames={frames}, step={step}: expected 1 or more")
     folder, span = Path(folder), (frames - 1) * step + 1
     index, clips = folder / f"{split}.txt", []
     for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
@@ -491,15 +505,31 @@ def read_human36m(folder: str | os.PathLike, split: str = "train", frames: int =
         if not found:
             raise ValueError(f"{index}, line {number}: expected 'folder,first frame', got {line!r}")
         place, first = folder / found[1], int(found[2])
-        files = _pictures(place) if place.is_dir() else []
-        if len(files) < first + span:
-            raise (ValueError if files else FileNotFoundError)(f"{place}: {len(files)} frames; line {number} of {split}.txt needs {first + span}")
-        clips.append(lambda files=files[first:first + span:step]: _sized(np.stack([read_image(f, "RGB") for f in files]), size, 3))
+        if place.is_dir():
+            files = _pictures(place)
+            if len(files) < first + span:
+                raise (ValueError if files else FileNotFoundError)(f"{place}: {len(files)} frames; line {number} of {split}.txt needs {first + span}")
+            files = files[first:first + span:step]
+        else:
+            named = lambda n, kind, name=found[1]: folder / f"{name}{n:06d}{kind}"
+            kind = next((k for k in _PICTURES if named(first, k).is_file()), ".jpg")
+            files = [named(n, kind) for n in range(first, first + span, step)]
+            if missing := [f for f in (files[0], files[-1]) if not f.is_file()]:
+                raise FileNotFoundError(f"{place} is no folder, and {missing[0]} is not there; line {number} of {split}.txt needs it")
+        clips.append(lambda files=files, place=place: _sized([read_image(f, "RGB") for f in files], size, 3, place))
     if not clips:
         raise ValueError(f"{index} lists no clip: expected lines 'folder,first frame'")
     return Windows(clips, frames, lengths=[frames] * len(clips))
 
 # %% ../../nbs/core/video.ipynb #unroll
+def require_floats(x: Any, model: nn.Module, what: str = "clips") -> None:
+    """Refuse what is no tensor of floats, and, outside autocast, floats of another type than the network's weights."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"expected {what} as a tensor of floats in [0, 1], got {x.dtype if isinstance(x, Tensor) else f'a {type(x).__name__}'}")
+    if x.dtype != (own := next(model.parameters()).dtype) and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"the {what} are {x.dtype} and the network is {own}: bring one to the other, as in model.double() or x.float()")
+
+
 def unroll(step: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, frames_out: int, truth: Tensor | None = None, all_steps: bool = False) -> Tensor:
     """Predict ``frames_out`` frames after x (B, T, C, H, W) with ``step(frame, state) -> frame, state``, the state None at first.
 
@@ -613,13 +643,14 @@ def cost(model: nn.Module, clips: Tensor, rounds: int = 3, frames_out: int | Non
 
     Parameters
     ----------
-    model : called as ``model(clips)``, or ``model(clips, frames_out)`` where that is given; left in the mode it was in
+    model : called as ``model(clips)``, or ``model(clips, frames_out)`` where that is given; left in the mode it was in, each of its parts too, with its buffers
     clips : (B, T, C, H, W), on the model's device
     rounds : 0 leaves the time out: ``clips_s`` is nan
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    device, mode, kept = clips.device, model.training, {}
+    device, kept, clips = clips.device, {}, clips.clone()                                # of a slice the whole would be counted
+    modes, buffers = [(m, m.training) for m in model.modules()], [(b, b.clone()) for b in model.buffers()]
     call = lambda: model(clips) if frames_out is None else model(clips, frames_out)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     model.eval()
@@ -639,9 +670,12 @@ def cost(model: nn.Module, clips: Tensor, rounds: int = 3, frames_out: int | Non
         kept[t.untyped_storage().data_ptr()] = t                                         # held, so that no address comes twice
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         call()
-    model.train(mode)
+    for part, mode in modes:
+        part.training = mode
+    for buffer, before in buffers:
+        buffer.copy_(before)                                                             # statistics of a norm that the pass in training mode moved
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     memory = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9 / len(clips),

@@ -20,7 +20,7 @@ from ..core.layers import ConvLSTMCell, halves
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, Curve, adam, by_frame, evaluate, material, predict, require_video, unroll
+from ..core.video import WORLDS, Curve, adam, by_frame, evaluate, material, predict, require_floats, require_video, unroll
 
 # %% auto #0
 __all__ = ['BRANCHES', 'SHORT', 'PAPER', 'MODELS', 'EQUATION', 'taylor', 'kernel_to_moments', 'moments_to_kernel', 'derivatives',
@@ -30,8 +30,10 @@ __all__ = ['BRANCHES', 'SHORT', 'PAPER', 'MODELS', 'EQUATION', 'taylor', 'kernel
 
 # %% ../../nbs/sequence/phydnet.ipynb #moments
 def taylor(n: int) -> Tensor:
-    r"""Return the matrix $M_{iu}=u^i/i!$ (n, n), float64, for u from -(n // 2) to (n - 1) // 2."""
-    u = torch.arange(n, dtype=torch.float64) - n // 2
+    r"""Return the matrix $T_{iu}=u^i/i!$ (n, n), float64, for u from -((n - 1) // 2) to n // 2: of an even number of places the second half is the longer, as in the released code."""
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n={n!r}: expected a whole number, 1 or more")
+    u = torch.arange(n, dtype=torch.float64) - (n - 1) // 2
     return torch.stack([u**i / factorial(i) for i in range(n)])
 
 
@@ -42,6 +44,8 @@ def kernel_to_moments(kernels: Tensor) -> Tensor:
     ----------
     Le Guen and Thome, CVPR 2020; the formula as in the authors' released code.
     """
+    if not isinstance(kernels, Tensor) or kernels.ndim < 2:
+        raise ValueError(f"expected kernels (..., n, m), got {tuple(kernels.shape) if isinstance(kernels, Tensor) else type(kernels).__name__}")
     rows, columns = (taylor(n).to(kernels.device) for n in kernels.shape[-2:])
     return torch.einsum("iu,...uv,jv->...ij", rows, kernels.double(), columns)
 
@@ -54,7 +58,7 @@ def moments_to_kernel(moments: Tensor) -> Tensor:
 
 def derivatives(n: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
     r"""Return n² kernels (n², n, n); kernel $n\,i+j$ is $\partial^{i+j}/\partial\text{row}^i\,\partial\text{column}^j$, exact for polynomials of degree below n."""
-    return moments_to_kernel(torch.eye(n * n, dtype=torch.float64).view(-1, n, n)).to(dtype)
+    return moments_to_kernel(torch.eye(len(taylor(n)) ** 2, dtype=torch.float64).view(-1, n, n)).to(dtype)
 
 # %% ../../nbs/sequence/phydnet.ipynb #phycell
 class PhyCell(nn.Module):
@@ -71,14 +75,14 @@ class PhyCell(nn.Module):
     Raises
     ------
     ValueError
-        An unknown gate, an even size, no channels or filters, or filters that the norm's groups do not divide.
+        An unknown gate, an even size, numbers that are not whole or below 1, or filters that the norm's groups do not divide.
     """
 
     def __init__(self, channels: int, filters: int = 49, kernel_size: int = 7, gate: str = "sigmoid", norm: bool = True):
         super().__init__()
-        if gate not in ("sigmoid", "tanh") or kernel_size % 2 == 0:
+        if gate not in ("sigmoid", "tanh") or not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"gate={gate!r}, kernel_size={kernel_size}: expected sigmoid or tanh, and an odd size")
-        if min(channels, filters) < 1 or norm and filters % 7:
+        if any(not isinstance(n, Integral) or n < 1 for n in (channels, filters)) or norm and filters % 7:
             raise ValueError(f"channels={channels}, filters={filters}: expected 1 or more, and with norm=True filters that its 7 groups divide")
         self.derive = nn.Conv2d(channels, filters, kernel_size, padding=kernel_size // 2)
         self.norm = nn.GroupNorm(7, filters) if norm else nn.Identity()
@@ -115,7 +119,10 @@ class PhyCell(nn.Module):
         ``cut`` is what `halves` gave; ``of_input``, what `of_input` did, (B, C, h, w).
         """
         ahead = self.predicted(state[0])
-        return (ahead.lerp(encoded, self.gain(encoded, state[0], ahead, of_input, cut)) if correct else ahead,)
+        if not correct:
+            return (ahead,)
+        gain = self.gain(encoded, state[0], ahead, of_input, cut)
+        return (ahead.lerp(encoded.to(ahead.dtype), gain.to(ahead.dtype)),)                          # under autocast the three may differ
 
 # %% ../../nbs/sequence/phydnet.ipynb #branch
 def _block(in_channels: int, out_channels: int, stride: int, up: bool = False) -> nn.Sequential:
@@ -191,11 +198,11 @@ def require_truth(x: Tensor, frames_out: int, truth: Tensor | None) -> None:
         raise ValueError(f"truth of {tuple(truth.shape)}: expected ({x.shape[0]}, {frames_out}, {', '.join(map(str, x.shape[2:]))}), as the clips are")
 
 
-def require_state(state: State, e: Tensor) -> State:
-    """Return a state that goes with encoded frames (B, C, h, w), and refuse one of another batch or size, which would be broadcast."""
-    for s in (s for branch in state for cell in branch for s in cell):
-        if s.shape[:1] + s.shape[2:] != e.shape[:1] + e.shape[2:]:
-            raise ValueError(f"a state of {tuple(s.shape)} does not go with frames that are encoded to {tuple(e.shape)}")
+def require_state(state: State, e: Tensor, start: State) -> State:
+    """Return a state that goes with encoded frames (B, C, h, w) in a network with these ``start`` states, of any batch; refuse one of another batch or size, which would be broadcast, and one of fewer cells, which would be run alone."""
+    shapes = lambda s, batch: [[[(batch or len(t), *t.shape[1:]) for t in cell] for cell in branch] for branch in s]
+    if (found := shapes(state, 0)) != (wanted := shapes(start, len(e))):
+        raise ValueError(f"a state of {found} does not go with frames that are encoded to {tuple(e.shape)}: expected {wanted}")
     return state
 
 
@@ -203,6 +210,7 @@ class Branches(nn.Module):
     """How a network with an encoder, two branches and a decoder takes a frame, and all frames of a clip; `PhyDNet` says what they are made of."""
 
     def _check(self, x: Tensor, ndim: int) -> None:
+        require_floats(x, self, "frames" if ndim == 4 else "clips")
         if x.ndim != ndim or not x.numel() or x.shape[-3] != self.channels or x.shape[-1] % 4 or x.shape[-2] % 4:
             raise ValueError(f"expected {'frames (B, ' if ndim == 4 else 'clips of a frame or more (B, T, '}{self.channels}, H, W) with sides that 4 divides, got {tuple(x.shape)}")
 
@@ -231,11 +239,11 @@ class Branches(nn.Module):
         Raises
         ------
         ValueError
-            A frame of other channels, sides that 4 does not divide, or a state of another batch or size.
+            A frame of other channels or type, sides that 4 does not divide, or a state of another batch, size or network.
         """
         self._check(x, 4)
         e = self.encoder(x)
-        state = self.start(e) if state is None else require_state(state, e)
+        state = self.start(e) if state is None else require_state(state, e, self.start(e[:0]))
         of_p, of_r = kernels or (None, None)
         p, physical = self.physical.step(e, state.physical, correct, of_p) if self.physical else (None, ())
         r, residual = self.residual.step(e, state.residual, correct, of_r) if self.residual else (None, ())
@@ -279,11 +287,11 @@ class PhyDNet(Branches):
     def __init__(self, channels: int = 1, filters: int = 49, physical_layers: int = 1, kernel_size: int = 7, hidden: Sequence[int] = (128, 128, 64), gate: str = "sigmoid",
                  norm: bool = True, width: int = 64, branches: str = "both"):
         super().__init__()
-        if branches not in BRANCHES or width < 1 or width % 32:
+        if branches not in BRANCHES or not isinstance(width, Integral) or width < 1 or width % 32:
             raise ValueError(f"branches={branches!r}, width={width}: expected {', '.join(BRANCHES)}, and a multiple of 32")
-        if not hidden or min(hidden) < 1 or hidden[-1] != width:
-            raise ValueError(f"hidden={tuple(hidden)}: expected channels of 1 or more, in the last layer the {width} of the latent space")
-        if min(physical_layers, channels) < 1:
+        if not isinstance(hidden, Sequence) or not hidden or any(not isinstance(n, Integral) or n < 1 for n in hidden) or hidden[-1] != width:
+            raise ValueError(f"hidden={hidden!r}: expected channels of 1 or more, in the last layer the {width} of the latent space")
+        if any(not isinstance(n, Integral) or n < 1 for n in (physical_layers, channels)):
             raise ValueError(f"physical_layers={physical_layers}, channels={channels}: expected 1 or more")
         half = width // 2
         self.encoder = nn.Sequential(_block(channels, half, 2), _block(half, half, 1), _block(half, width, 2))
@@ -311,7 +319,7 @@ class PhyDNet(Branches):
         Raises
         ------
         ValueError
-            No frame given or asked for, other channels, sides that 4 does not divide, or true frames of another number, batch or size.
+            No frame given or asked for, other channels or another type, sides that 4 does not divide, or true frames of another number, batch or size.
         """
         self._check(x, 5)
         require_truth(x, frames_out, truth)
@@ -409,7 +417,7 @@ def official_state(model: PhyDNet) -> dict[str, Tensor]:
 def moment_loss(weight: Tensor, each: bool = False) -> Tensor:
     """Return, for kernels (n², C, n, n), the sum over C of the mean squared difference of their moments from unit moments; with ``each`` the terms (C,)."""
     n = weight.shape[-1]
-    if weight.shape[0] != n * n or weight.shape[-2] != n:
+    if weight.ndim != 4 or weight.shape[0] != n * n or weight.shape[-2] != n:
         raise ValueError(f"kernels {tuple(weight.shape)}: derivatives need (n², C, n, n)")
     wanted = torch.eye(n * n, dtype=torch.float64, device=weight.device).view(n * n, 1, n, n)
     terms = (kernel_to_moments(weight) - wanted).square().mean((0, 2, 3)).to(weight.dtype)
@@ -431,6 +439,7 @@ class PixelPhysics(nn.Module):
         ValueError
             Clips without a frame or of other channels, no frame asked for, or true frames of another number, batch or size.
         """
+        require_floats(x, self)
         if x.ndim != 5 or not x.numel() or x.shape[2] != self.channels:
             raise ValueError(f"expected clips of a frame or more (B, T, {self.channels}, H, W), got {tuple(x.shape)}")
         require_truth(x, frames_out, truth)

@@ -21,7 +21,7 @@ from ..core.layers import ConvLSTMCell, Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, Curve, Material, adam, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_video, unroll
+from ..core.video import WORLDS, Curve, Material, adam, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_floats, require_video, unroll
 
 # %% auto #0
 __all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
@@ -276,7 +276,7 @@ class SimVP(nn.Module):
     hid_S, hid_T : channels of encoder and decoder (even where they have norms), and of the translator (2 or more; for attention a multiple of 4, its heads)
     N_S, N_T : blocks of the encoder (and decoder), and Inceptions in each half of the translator
     kernels, groups : of the Inceptions; other translators have none
-    skip : "concat", "add" or "none": how the decoder's last block sees the encoder's first output
+    skip : "concat", "add" or "none": how the decoder's last block sees the encoder's first output; None takes the variant's
     variant : "official" (transposed convolutions, LeakyReLU) or "openstl" (pixel shuffle; SiLU and normal initial weights in the blocks of encoder and
         decoder; N_S is even; its skip is "add")
     translator : "cnn", "rnn" or "attention"
@@ -293,8 +293,9 @@ class SimVP(nn.Module):
     """
 
     def __init__(self, shape_in: tuple[int, int, int, int] = (10, 1, 64, 64), hid_S: int = 16, hid_T: int = 256, N_S: int = 4, N_T: int = 8,
-                 kernels: Sequence[int] = (3, 5, 7, 11), groups: int = 8, skip: str = "concat", variant: str = "official", translator: str = "cnn", norm: bool = True):
+                 kernels: Sequence[int] = (3, 5, 7, 11), groups: int = 8, skip: str | None = None, variant: str = "official", translator: str = "cnn", norm: bool = True):
         super().__init__()
+        skip = ("add" if variant == "openstl" else "concat") if skip is None else skip
         require_network(shape_in, hid_S, hid_T, N_S, N_T, groups, skip, variant, translator, norm)
         T, C, H, W = self.shape_in = tuple(shape_in)
         self.variant, self.official = variant, translator == "cnn" and norm and skip == ("add" if variant == "openstl" else "concat")
@@ -322,8 +323,9 @@ class SimVP(nn.Module):
         Raises
         ------
         ValueError
-            A clip of another shape, or no frame asked for.
+            A clip of another shape or type, or no frame asked for.
         """
+        require_floats(x, self)
         if x.ndim != 5 or tuple(x.shape[1:]) != self.shape_in:
             raise ValueError(f"expected clips (B, {', '.join(map(str, self.shape_in))}), got {tuple(x.shape)}")
         n = self.shape_in[0] if frames_out is None else frames_out
@@ -345,7 +347,7 @@ class SimVP(nn.Module):
         ValueError
             No official name at all, or names or shapes of another network, with the first of them; the other variant is named as such.
         """
-        model = cls(shape_in, hid_S, hid_T, N_S, N_T, incep_ker, groups, "add" if variant == "openstl" else "concat", variant)
+        model = cls(shape_in, hid_S, hid_T, N_S, N_T, incep_ker, groups, None, variant)
         return load_exactly(model, renamed(state, variant), "check shape_in, hid_S, hid_T and incep_ker")
 
     def to_official(self) -> dict[str, Tensor]:

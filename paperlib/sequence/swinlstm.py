@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, WindowAttention, bias_once, relative_position_index, shift_mask
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, save_weights
-from ..core.video import WORLDS, Curve, adam, evaluate, material, require_video, unroll
+from ..core.video import WORLDS, Curve, adam, evaluate, material, require_floats, require_video, unroll
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
@@ -166,17 +167,22 @@ State = tuple[tuple[Tensor, Tensor], ...]
 
 
 def require_lists(depths: Sequence[int], depths_up: Sequence[int] | None, num_heads: Sequence[int]) -> None:
-    """Refuse cells without a block or a head."""
+    """Refuse what are no lists of whole numbers, and cells without a block or a head."""
+    for name, found in (("depths", depths), ("depths_up", depths_up or ()), ("num_heads", num_heads)):
+        if not isinstance(found, Sequence) or not all(isinstance(n, Integral) for n in found):
+            raise ValueError(f"{name}={found!r}: expected whole numbers in a list or tuple")
     if min(*depths, *num_heads, *(depths_up or ()), 1, 1) < 1:
         raise ValueError(f"depths={tuple(depths)}, depths_up={depths_up}, num_heads={tuple(num_heads)}: expected 1 or more in each")
 
 
 def require_network(size: tuple[int, int], patch_size: int, depths: Sequence[int], depths_up: Sequence[int] | None, num_heads: Sequence[int], mixer: str, **counts: int) -> None:
     """Refuse sizes and names that make no network, and ``counts`` below 1."""
-    m, up = len(depths), depths_up is not None
-    if bad := [f"{k}={v}" for k, v in (counts | {"patch_size": patch_size}).items() if v < 1]:
-        raise ValueError(f"{', '.join(bad)}: expected 1 or more")
+    if len(size) != 2 or not all(isinstance(s, Integral) for s in size):
+        raise ValueError(f"img_size={size!r}: expected a side in pixels, or (height, width)")
+    if bad := [f"{k}={v}" for k, v in (counts | {"patch_size": patch_size}).items() if not isinstance(v, Integral) or v < 1]:
+        raise ValueError(f"{', '.join(bad)}: expected 1 or more, in whole numbers")
     require_lists(depths, depths_up, num_heads)
+    m, up = len(depths), depths_up is not None
     if mixer not in ("window", "conv") or len(num_heads) != m or up and len(depths_up) != m or not m:
         raise ValueError(f"mixer={mixer!r}, depths={tuple(depths)}, depths_up={depths_up}, num_heads={tuple(num_heads)}: expected window or conv, and lists of one length")
     total = patch_size * (2**m if up else 1)
@@ -186,11 +192,12 @@ def require_network(size: tuple[int, int], patch_size: int, depths: Sequence[int
         raise ValueError(f"depths={tuple(depths)}: more than one cell needs a way up, depths_up")
 
 
-def require_frames(x: Tensor, channels: int, size: tuple[int, int], what: str = "frames (B") -> None:
-    """Refuse frames (B, C, H, W), or with another beginning in ``what`` clips, that are not of these channels and this size, or none."""
-    ndim = 4 + what.count(",")
-    if x.ndim != ndim or not x.numel() or tuple(x.shape[-3:]) != (channels, *size):
-        raise ValueError(f"expected {what}, {channels}, {size[0]}, {size[1]}), got {tuple(x.shape)}")
+def require_frames(x: Tensor, model: SwinLSTM, what: str = "frames (B") -> None:
+    """Refuse frames (B, C, H, W), or with another beginning in ``what`` clips, that are not of a network's channels, size and type, or none."""
+    require_floats(x, model, what.split(" ")[0])
+    wanted, ndim = (model.channels, *model.size), 4 + what.count(",")
+    if x.ndim != ndim or not x.numel() or tuple(x.shape[-3:]) != wanted:
+        raise ValueError(f"expected {what}, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
 
 
 def require_state(state: State, shapes: Sequence[tuple[int, int, int]], batch: int) -> State:
@@ -224,7 +231,7 @@ class SwinLSTM(nn.Module):
     Raises
     ------
     ValueError
-        Sizes that do not divide, counts below 1, lists of different lengths, heads that do not divide the channels, or an unknown mixer.
+        Sizes that do not divide, numbers that are not whole or below 1, lists of different lengths, heads that do not divide the channels, or an unknown mixer.
 
     References
     ----------
@@ -234,9 +241,9 @@ class SwinLSTM(nn.Module):
     def __init__(self, img_size: int | tuple[int, int] = 64, patch_size: int = 2, in_chans: int = 1, embed_dim: int = 128, depths: Sequence[int] = (12,), depths_up: Sequence[int] | None = None,
                  num_heads: Sequence[int] = (4,), window_size: int = 4, drop_path_rate: float = 0.1, mixer: str = "window"):
         super().__init__()
-        size = (img_size,) * 2 if isinstance(img_size, int) else tuple(img_size)
-        m, up = len(depths), depths_up is not None
+        size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size,) * 2
         require_network(size, patch_size, depths, depths_up, num_heads, mixer, in_chans=in_chans, embed_dim=embed_dim, window_size=window_size)
+        m, up = len(depths), depths_up is not None
         self.size, self.channels, self.patch_size, self.mixer = size, in_chans, patch_size, mixer
         at = lambda i: (size[0] // patch_size // 2**i, size[1] // patch_size // 2**i)
         make = lambda i, depth, heads, rate: Cell(ConvMixer(embed_dim * 2**i, depth) if mixer == "conv" else SwinMixer(embed_dim * 2**i, at(i), depth, heads, window_size, rate))
@@ -261,9 +268,9 @@ class SwinLSTM(nn.Module):
         Raises
         ------
         ValueError
-            A frame of another size, or a state of another batch or network.
+            A frame of another size or type, or a state of another batch or network.
         """
-        require_frames(x, self.channels, self.size)
+        require_frames(x, self)
         state, after, y, n = self.start(x) if state is None else require_state(state, self.shapes, len(x)), [], self.patch_embed(x), len(self.down)
 
         def run(cell: Cell, y: Tensor, i: int) -> Tensor:
@@ -287,9 +294,9 @@ class SwinLSTM(nn.Module):
         Raises
         ------
         ValueError
-            No frame given or asked for, frames of another size, or true frames that do not go with them.
+            No frame given or asked for, frames of another size or type, or true frames that do not go with them.
         """
-        require_frames(x, self.channels, self.size, "clips of a frame or more (B, T")
+        require_frames(x, self, "clips of a frame or more (B, T")
         with bias_once(self):
             return unroll(self.step, x, frames_out, truth, all_steps)
 
