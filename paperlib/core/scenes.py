@@ -1548,6 +1548,8 @@ def sparse_points(frames: Frames, n: int = 3000, *, seed: int = 0, min_views: in
     change = F.pad((luma[..., 1:] - luma[..., :-1]).abs(), (0, 1)) + F.pad((luma[..., 1:, :] - luma[..., :-1, :]).abs(), (0, 0, 0, 1))
     weight = ((change + 0.02) * frames.mask.cpu()).flatten()
     most = min(4 * n, int((weight > 0).sum()))
+    if most < 1:
+        raise ValueError(f"sparse_points: expected n of at least 1 and frames that show a surface, got n={n} and {int((weight > 0).sum())} such pixels")
     if len(weight) <= _CATEGORIES:
         drawn = torch.multinomial(weight, most, generator=generator)
     else:                                                                         # what it does inside: the first of exponential clocks
