@@ -298,6 +298,9 @@ def test_a_title_of_any_words_and_sizes_of_no_whole_pixels(scene, tmp_path):
     for bad in ({"width": 100.5}, {"height": 0}, {"background": (math.nan, 0, 0)}, {"background": (1.0, 1.0)}):
         with pytest.raises(ValueError, match="to_html: expected"):
             to_html(model.gaussians(), tmp_path / "b.html", **bad)
+    broken = dataclasses.replace(model.gaussians(), means=model.means.detach() * math.nan)
+    with pytest.raises(ValueError, match=r"b\.html: means hold values that are not finite"):
+        to_html(broken, tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
 
 
