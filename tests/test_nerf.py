@@ -412,6 +412,13 @@ def test_cameras_in_float64_and_films_of_the_length_asked_for(tmp_path):
     assert length == 4000                                                      # 60 times 66.7 ms, in hundredths of a second
 
 
+def test_a_capture_in_float64_trains_alike():
+    tiny = replace(PAPER.presets["smoke"], steps=2, rays=16, n_coarse=4, width=8, resolution=4)
+    given, held = capture("still_life", 16, views=6, n_points=20).split(3)
+    losses = [nerf.train(tiny, *(c.to(dtype) for c in (given, held)), 0, torch.device("cpu"))[1].loss for dtype in (torch.float32, torch.float64)]
+    assert list(losses[0]) == list(losses[1])
+
+
 def test_all_weights_of_zero_are_sampled_evenly():
     bins = torch.linspace(0, 1, 5)[None]
     assert torch.allclose(sample_pdf(bins, torch.zeros(1, 4), 5), bins, atol=1e-6)

@@ -607,8 +607,8 @@ def require_sound(preset: NeRFPreset) -> None:
     wrong = [f"{k}={getattr(p, k)} (expected at least {low})" for k, low in at_least.items() if not getattr(p, k) >= low]
     wrong += [f"{k}={getattr(p, k)} (expected {what})" for k, fine, what in (
         ("lr", p.lr > 0, "above 0"), ("crop", 0 < p.crop <= 1, "above 0, at most 1"), ("resolution", not (p.ndc and p.resolution), "0 with ndc=True"),
-        ("skips", all(0 <= s < p.depth - 1 for s in p.skips), f"layers 0 to {p.depth - 2}"), ("views", p.views != 1, "0 for all, or at least 2"),
-        ("curve", all(s >= 1 for s in p.curve), "steps from 1")) if not fine]
+        ("skips", isinstance(p.skips, tuple | list) and all(0 <= s < p.depth - 1 for s in p.skips), f"layers 0 to {p.depth - 2}"), ("views", p.views != 1, "0 for all, or at least 2"),
+        ("curve", isinstance(p.curve, tuple | list) and all(s >= 1 for s in p.curve), "steps from 1")) if not fine]
     if wrong:
         raise ValueError("; ".join(wrong))
     find_capture(p.data)
@@ -659,7 +659,7 @@ def train(preset: NeRFPreset, train_views: Capture, held: Capture, seed: int, de
     Collapsed
         All background twice: at first, and again from another seed with rays from the middle of the pictures.
     """
-    background = "white" if preset.white else "black"
+    background, train_views, held = "white" if preset.white else "black", train_views.to(torch.float32), held.to(torch.float32)
     rays, images = view_rays(train_views.camera, 1.0 * preset.ndc), train_views.on(background)
     solid = ((images - float(preset.white)).abs().amax(-1).flatten() > 0.1).nonzero()[:, 0]
     probe = [x.reshape(-1, 3)[solid[:: max(1, len(solid) // 512)]] for x in rays]
