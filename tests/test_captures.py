@@ -380,6 +380,7 @@ BAD_FIELDS = {
     "another model": (lambda d: d.update(camera_model="EQUIRECTANGULAR"), "camera_model EQUIRECTANGULAR is not read"),
     "a coefficient of another lens": (lambda d: d.update(k1=0.01, k4=0.02), "k4 is not 0, which a lens OPENCV does not have"),
     "distortion of a pinhole": (lambda d: d.update(camera_model="PINHOLE", k1=0.02), "k1 is not 0, which a lens PINHOLE does not have"),
+    "a lens of instant-ngp's": (lambda d: d.update(ftheta_p0=0.0, ftheta_p1=0.02), "a lens with ftheta_p0 is not read"),
     "a number beyond any": (lambda d: d.update(fl_x=10**400), "fl_x, a finite number above 0, got 1000"),
     "a transposed pose": (lambda d: d["frames"][0].update(transform_matrix=np.array(d["frames"][0]["transform_matrix"]).T.tolist()), r"frames\[0\].*last row should be 0, 0, 0, 1.*transposed"),
     "a pose beyond any": (lambda d: d["frames"][0]["transform_matrix"][0].__setitem__(3, 10**400), "expected a 4 x 4 matrix of numbers"),

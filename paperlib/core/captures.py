@@ -492,6 +492,8 @@ def _json_lens(fields: dict, picture: tuple[int, int], where: str) -> Lens:
     else:
         raise ValueError(f"{where}: no focal length: expected fl_x or camera_angle_x")
     fy = _number(fields, "fl_y", where, positive=True) if "fl_y" in fields else by_angle("camera_angle_y", H) if "camera_angle_y" in fields and "fl_x" not in fields else fx
+    if odd := [key for key in ("ftheta_p0", "latlong", "equirectangular") if fields.get(key, False) is not False]:
+        raise ValueError(f"{where}: a lens with {odd[0]} is not read; undistort the pictures with the program that wrote the file")
     model = str(fields.get("camera_model", "OPENCV_FISHEYE" if fields.get("is_fisheye") else "OPENCV")).upper()
     if model not in ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE"):
         raise ValueError(f"{where}: camera_model {model} is not read; undistort the pictures with the program that wrote the file")
