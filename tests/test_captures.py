@@ -793,6 +793,11 @@ def test_bad_llff_folders(tmp_path, scene):
     with pytest.raises(FileNotFoundError, match="no folder images/"):
         read_llff(tmp_path)
     assert len(read_llff(tmp_path, images="photos")) == 10
+    turned = rows.copy()
+    turned[:, :15] = np.stack([row * [[1, 1 - 2 * (i % 2), 1 - 2 * (i % 2), 1, 1]] for i, row in enumerate(rows[:1, :15].reshape(1, 3, 5).repeat(10, 0))]).reshape(10, 15)
+    np.save(file, turned)                                                        # one half looks forward, the other back
+    with pytest.raises(ValueError, match="the axes of 10 cameras cancel"):
+        read_llff(tmp_path, images="photos")
 
 
 # ---------------------------------------------------------------- recorded sets

@@ -393,6 +393,7 @@ def test_wrong_presets_are_refused_before_any_training(change, named, monkeypatc
     (lambda: volume.stratified(torch.tensor([[1.0], [math.nan]]), 2.0, 4, 2), "expected near <= far"),
     (lambda: volume.stratified(1.0, 2.0, 4, 3, u=torch.zeros(3, 5)), "u: expected (3, 4), got (3, 5)"), (lambda: sample_pdf(torch.zeros(2, 1), torch.zeros(2, 0), 3), "B at least 2"),
     (lambda: sample_pdf(torch.zeros(2, 4), torch.zeros(2, 3), 3, u=torch.zeros(3, 3)), "u (3, 3)"), (lambda: RadianceField(2, 8, 2, 1, (), far=math.inf), "far=inf"),
+    (lambda: volume.recenter(torch.eye(4)[None, :3] * torch.tensor([[[1.0, 1, 1, 1]], [[-1.0, 1, -1, 1]]])), "the axes of 2 cameras cancel"),
     (lambda: volume.ndc_rays(6, 8, 5.0, 0.0, torch.zeros(1, 3), -torch.ones(1, 3)), "near plane above 0, got 0.0")])
 def test_wrong_calls_are_refused(call, message):
     with pytest.raises(ValueError) as error:

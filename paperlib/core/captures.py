@@ -685,6 +685,8 @@ def mean_pose(c2w: Tensor) -> Tensor:
     x = F.normalize(torch.linalg.cross(c2w[:, :3, 1].sum(0), z), dim=0)
     out = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
     out[:3] = torch.stack([x, torch.linalg.cross(z, x), z, c2w[:, :3, 3].mean(0)], -1)
+    if not abs(torch.linalg.det(out) - 1) < 1e-3:
+        raise ValueError(f"mean_pose: the axes of {len(c2w)} cameras cancel: they have no mean; recenter=False leaves them as they are")
     return out
 
 

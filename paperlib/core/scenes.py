@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,8 +80,8 @@ class Camera:
     width: int
 
     def __post_init__(self):
-        if min(self.height, self.width) < 1:
-            raise ValueError(f"Camera: expected at least one pixel, got {self.height} x {self.width}")
+        if not all(isinstance(n, Integral) for n in (self.height, self.width)) or min(self.height, self.width) < 1:
+            raise ValueError(f"Camera: expected whole numbers, at least one pixel a side, got {self.height} x {self.width}")
         for name, value in zip(("K", "c2w"), _as_camera(self.K, self.c2w)):
             object.__setattr__(self, name, value)
 

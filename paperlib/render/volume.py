@@ -276,7 +276,10 @@ def _axes(back: Tensor, up: Tensor, position: Tensor) -> Tensor:
 
 def average_pose(poses: Tensor) -> Tensor:
     """Return the mean of poses (N, 3, 4), OpenGL axes: mean place, summed backs and ups made orthogonal."""
-    return _axes(poses[:, :, 2].sum(0), poses[:, :, 1].sum(0), poses[:, :, 3].mean(0))
+    mean = _axes(poses[:, :, 2].sum(0), poses[:, :, 1].sum(0), poses[:, :, 3].mean(0))
+    if not abs(torch.linalg.det(mean[:, :3]) - 1) < 1e-3:
+        raise ValueError(f"average_pose: the axes of {len(poses)} cameras cancel: they have no mean")
+    return mean
 
 
 def recenter(poses: Tensor) -> Tensor:
