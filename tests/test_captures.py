@@ -243,6 +243,35 @@ def test_points_of_other_programs(tmp_path, scene):
         with pytest.raises(ValueError, match="sparse_points.npz: expected xyz and rgb"):
             read_transforms(tmp_path)
         assert doctor(tmp_path)[0].check == "reading"
+    np.savez(tmp_path / "sparse_points.npz", xyz=np.zeros((3, 3), np.float32), rgb=np.full((3, 3), 0.5))
+    assert (read_transforms(tmp_path).colors == 0.5).all()                       # floats up to 1 are colours here too
+    for xyz, rgb, words in ((np.zeros((3, 2)), np.zeros((3, 3)), "not both"), (np.zeros((3, 3)), np.zeros((2, 3)), "not both"), (np.zeros((3, 3)), np.full((3, 3), 300), "colors of points in")):
+        np.savez(tmp_path / "sparse_points.npz", xyz=xyz, rgb=rgb)
+        with pytest.raises(ValueError, match=words):
+            read_transforms(tmp_path)
+
+
+def test_near_or_far_alone_is_taken(tmp_path, scene):
+    ngp(tmp_path, scene)
+    both = read_transforms(tmp_path)
+    assert read_transforms(tmp_path, near=0.5).near == 0.5 and read_transforms(tmp_path, near=0.5).far == both.far
+    assert read_transforms(tmp_path, far=50.0).near == both.near and read_transforms(tmp_path, far=50.0).far == 50.0
+
+
+def test_sizes_splits_and_grounds_that_are_none(tmp_path, scene):
+    ngp(tmp_path, scene)
+    for size in (True, (10,), (10, 10, 10)):
+        with pytest.raises(ValueError, match="in whole pixels"):
+            read_transforms(tmp_path, size=size)
+    with pytest.raises(ValueError, match="whole number every >= 2"):
+        scene.split(2.5)
+    with pytest.raises(ValueError, match="a number, or three"):
+        scene.on((0.0, 1.0))
+    for bad in ({"n_points": 0}, {"n_points": 2.5}, {"radius": 0}, {"radius": -3.0}, {"radius": 1e5}):
+        with pytest.raises(ValueError, match="own_scene: expected|sparse_points: expected"):
+            own_scene(8, views=2, **bad)
+    none = replace(scene, points=torch.zeros(0, 3), colors=torch.zeros(0, 3))
+    assert ("warning", "points") in [(f.level, f.check) for f in doctor(none)] and "nan" not in str(doctor(none))
 
 
 def test_a_picture_stands_once(tmp_path, scene):
@@ -250,6 +279,11 @@ def test_a_picture_stands_once(tmp_path, scene):
     edit(tmp_path, lambda d: d["frames"].append({**d["frames"][3], "file_path": "images/0003"}))
     with pytest.raises(ValueError, match=r"0003.png more than once"):
         read_transforms(tmp_path)
+    edit(tmp_path, lambda d: d["frames"][-1].update(file_path="images/../images/0003"))     # another way to the same file
+    with pytest.raises(ValueError, match=r"0003.png more than once"):
+        read_transforms(tmp_path)
+    edit(tmp_path, lambda d: d["frames"][-1].update(file_path="/"))
+    assert "1 of 11 frames have no picture" in read_transforms(tmp_path).notes[0]
 
 
 def test_names_are_in_natural_order(tmp_path, scene):
@@ -346,6 +380,11 @@ BAD_FIELDS = {
     "another model": (lambda d: d.update(camera_model="EQUIRECTANGULAR"), "camera_model EQUIRECTANGULAR is not read"),
     "a coefficient of another lens": (lambda d: d.update(k1=0.01, k4=0.02), "k4 is not 0, which a lens OPENCV does not have"),
     "distortion of a pinhole": (lambda d: d.update(camera_model="PINHOLE", k1=0.02), "k1 is not 0, which a lens PINHOLE does not have"),
+    "a lens of instant-ngp's": (lambda d: d.update(ftheta_p0=0.0, ftheta_p1=0.02), "a lens with ftheta_p0 is not read"),
+    "a number beyond any": (lambda d: d.update(fl_x=10**400), "fl_x, a finite number above 0, got 1000"),
+    "a transposed pose": (lambda d: d["frames"][0].update(transform_matrix=np.array(d["frames"][0]["transform_matrix"]).T.tolist()), r"frames\[0\].*last row should be 0, 0, 0, 1.*transposed"),
+    "a pose beyond any": (lambda d: d["frames"][0]["transform_matrix"][0].__setitem__(3, 10**400), "expected a 4 x 4 matrix of numbers"),
+    "a folder for a PLY": (lambda d: d.update(ply_file_path="."), "ply_file_path, the name of a PLY, got '.'"),
     "folding lens": (lambda d: d.update(k1=-9.0), "0000.png: its distortion .* turns back|0000.png: its distortion .* quarter"),
     "another shape": (lambda d: d.update(w=60), "40 x 40 pixels, its camera 40 x 60: not the same shape"),
 }
@@ -695,6 +734,7 @@ def test_an_unknown_number_of_a_camera_model(sparse):
     ("images.txt", "1 1 0 0 0 0 0 0 1 a.png\n1 2\n", "images.txt, line 1"),
     ("points3D.txt", "1 0 0 0 255 255 255\n", "points3D.txt, line 1"),
     ("points3D.txt", "1 0 0 0 255 255 255 0.5 1\n", "points3D.txt, line 1"),
+    ("points3D.txt", "1 0 0 0 300 255 255 0.5\n", "points3D.txt, line 1.*0 to 255"),
 ])
 def test_bad_lines_are_named(by_colmap, tmp_path, file, line, words):
     for p in (by_colmap / "txt").iterdir():
@@ -753,6 +793,11 @@ def test_bad_llff_folders(tmp_path, scene):
     with pytest.raises(FileNotFoundError, match="no folder images/"):
         read_llff(tmp_path)
     assert len(read_llff(tmp_path, images="photos")) == 10
+    turned = rows.copy()
+    turned[:, :15] = np.stack([row * [[1, 1 - 2 * (i % 2), 1 - 2 * (i % 2), 1, 1]] for i, row in enumerate(rows[:1, :15].reshape(1, 3, 5).repeat(10, 0))]).reshape(10, 15)
+    np.save(file, turned)                                                        # one half looks forward, the other back
+    with pytest.raises(ValueError, match="the axes of 10 cameras cancel"):
+        read_llff(tmp_path, images="photos")
 
 
 # ---------------------------------------------------------------- recorded sets

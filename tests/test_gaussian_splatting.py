@@ -166,10 +166,27 @@ def test_a_reset_lowers_opacities_where_the_schedule_says(scene):
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"start": "here"}, {"sh_degree": 4}, {"ssim_weight": 2.0}, {"points": 1}, {"limit": 100}, {"evals": (0,)}, {"threshold": 0.0}, {"densify_every": 0}, {"lr_quats": -1.0},
-                                 {"steps": 10.5}, {"points": 300.0}, {"densify_every": True}, {"evals": (2.5,)}, {"steps": "60"}])
+                                 {"steps": 10.5}, {"points": 300.0}, {"densify_every": True}, {"evals": (2.5,)}, {"evals": 5}, {"steps": "60"}])
 def test_presets_that_are_refused(scene, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         train(scene, dataclasses.replace(SHORT, **bad), progress=False)
+
+
+def test_seeds_and_counts_that_are_no_whole_numbers(scene):
+    for seed in (-1, 1.5, "a", 2**70):
+        with pytest.raises(ValueError, match="seed=.*expected a whole number from 0"):
+            train(scene, SHORT, seed=seed, progress=False)
+    for bad in ({"count": 2.5}, {"sh_degree": 1.0}):
+        with pytest.raises(ValueError, match="expected count >= 0 and sh_degree 0 to 3"):
+            GaussianModel(**bad)
+    with pytest.raises(ValueError, match="sh_degree 0 to 3, got 0.1 and 2.0"):
+        GaussianModel.from_points(scene.points, scene.colors, sh_degree=2.0)
+
+
+def test_a_capture_of_another_dtype_trains_alike(scene):
+    short = dataclasses.replace(SHORT, steps=3, evals=())
+    losses = [train(c, short, progress=False)[1].loss for c in (scene, dataclasses.replace(scene, images=scene.images.double().requires_grad_()))]
+    assert losses[0] == losses[1]
 
 
 def test_scenes_that_are_refused(scene):
@@ -305,6 +322,9 @@ def test_a_title_of_any_words_and_sizes_of_no_whole_pixels(scene, tmp_path):
     for bad in ({"width": 100.5}, {"height": 0}, {"background": (math.nan, 0, 0)}, {"background": (1.0, 1.0)}):
         with pytest.raises(ValueError, match="to_html: expected"):
             to_html(model.gaussians(), tmp_path / "b.html", **bad)
+    broken = dataclasses.replace(model.gaussians(), means=model.means.detach() * math.nan)
+    with pytest.raises(ValueError, match=r"b\.html: means hold values that are not finite"):
+        to_html(broken, tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import paperlib
 from paperlib.core.captures import capture
@@ -394,11 +395,34 @@ def test_wrong_presets_are_refused_before_any_training(change, named, monkeypatc
     (lambda: nerf.fly(None, orbit_cameras(3, 8, 8), "x.gif", seconds=0), "0 seconds"), (lambda: load_checkpoint("lego.tar"), "got str; read the file"),
     (lambda: RayBatches([torch.zeros(1, 8, 9, 3)] * 3, torch.zeros(1, 8, 9, 3), 4, 0, crop_steps=2, crop=0.01), "crop=0.01: no pixel of 8 x 9"),
     (lambda: volume.stratified(3.0, 2.0, 4, 1), "near=3.0, far=2.0"), (lambda: volume.stratified(0.0, 2.0, 4, 1, inverse=True), "near above 0"),
-    (lambda: volume.stratified(torch.tensor([[1.0], [math.nan]]), 2.0, 4, 2), "expected near <= far")])
+    (lambda: volume.stratified(torch.tensor([[1.0], [math.nan]]), 2.0, 4, 2), "expected near <= far"),
+    (lambda: volume.stratified(1.0, 2.0, 4, 3, u=torch.zeros(3, 5)), "u: expected (3, 4), got (3, 5)"), (lambda: sample_pdf(torch.zeros(2, 1), torch.zeros(2, 0), 3), "B at least 2"),
+    (lambda: sample_pdf(torch.zeros(2, 4), torch.zeros(2, 3), 3, u=torch.zeros(3, 3)), "u (3, 3)"), (lambda: RadianceField(2, 8, 2, 1, (), far=math.inf), "far=inf"),
+    (lambda: volume.recenter(torch.eye(4)[None, :3] * torch.tensor([[[1.0, 1, 1, 1]], [[-1.0, 1, -1, 1]]])), "the axes of 2 cameras cancel"),
+    (lambda: volume.ndc_rays(6, 8, 5.0, 0.0, torch.zeros(1, 3), -torch.ones(1, 3)), "near plane above 0, got 0.0")])
 def test_wrong_calls_are_refused(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+def test_cameras_in_float64_and_films_of_the_length_asked_for(tmp_path):
+    """What `look_at`, `from_fov` and `orbit_cameras` return is float64."""
+    field, cameras = RadianceField(2, 8, 2, 1, (), n_coarse=4, n_fine=0, near=1.0, far=4.0), orbit_cameras(60, 4, 4)
+    assert torch.allclose(field.render(cameras[3]).rgb, field.render(cameras[3].to(torch.float32)).rgb, atol=1e-4)
+    with Image.open(nerf.fly(field, cameras, tmp_path / "turn.gif", seconds=4.0)) as film:
+        length = 0
+        for k in range(film.n_frames):
+            film.seek(k)
+            length += film.info["duration"]
+    assert length == 4000                                                      # 60 times 66.7 ms, in hundredths of a second
+
+
+def test_a_capture_in_float64_trains_alike():
+    tiny = replace(PAPER.presets["smoke"], steps=2, rays=16, n_coarse=4, width=8, resolution=4)
+    given, held = capture("still_life", 16, views=6, n_points=20).split(3)
+    losses = [nerf.train(tiny, *(c.to(dtype) for c in (given, held)), 0, torch.device("cpu"))[1].loss for dtype in (torch.float32, torch.float64)]
+    assert list(losses[0]) == list(losses[1])
 
 
 def test_all_weights_of_zero_are_sampled_evenly():

@@ -223,6 +223,19 @@ def test_unkind_scenes_give_finite_pictures_and_gradients(name, antialiased):
         assert (out - plain).abs().quantile(0.99) < 1e-3, name
 
 
+def test_no_row_of_a_long_needle_is_left_out():
+    """Off the picture's edge and over the whole of it: float32 leaves nothing of the conic's determinant."""
+    given, width, height = extreme("needles")
+    given["scales"][:, 0] = 100.0
+    cam = page.kernels.camera_array(given["w2c"].numpy(), given["K"].numpy(), width, height)
+    packed, radii, counts = np.zeros((60, 12), np.float32), np.empty(60, np.float32), np.empty(60, np.int32)
+    page.kernels.project_all(*(given[k].float().numpy() for k in NAMES[:5]), np.zeros((60, 2), np.float32), cam, 9, False, width, height, packed, radii, counts)
+    splats = torch.from_numpy(packed[radii > 0]).double()
+    plain = page.composite_dense(splats[:, :2], splats[:, 2:5], splats[:, 5], splats[:, 6:9], splats[:, 9], given["background"], width, height)[0]
+    ours = draw(given, width, height)[0].image
+    assert len(splats) > 20 and (ours - plain).abs().max() < 2e-3                # the same float32 splats, at every pixel
+
+
 def spoil(given, name, index, value):
     given[name][index] = value
     return given
@@ -243,6 +256,7 @@ BAD = {
     "too few scales": (lambda g: g | {"scales": g["scales"][:3]}, "scales: expected (300, 3) for 300 means, got (3, 3)"),
     "five coefficients": (lambda g: g | {"sh_coeffs": g["sh_coeffs"][:, :5]}, "sh_coeffs: expected (300, 1, 4, 9 or 16, 3), got (300, 5, 3)"),
     "a flat list of means": (lambda g: g | {"means": g["means"].flatten()}, "means: expected a float tensor (N, 3)"),
+    "complex scales": (lambda g: g | {"scales": g["scales"].to(torch.complex64)}, "scales: expected a tensor, got torch.complex64"),
     "whole numbers": (lambda g: g | {"means": g["means"].long()}, "means: expected a float tensor (N, 3), got torch.int64"),
     "a pose of the wrong shape": (lambda g: g | {"w2c": g["w2c"][:3, :3]}, "w2c: expected (4, 4) or (3, 4), got (3, 3)"),
 }
@@ -266,8 +280,11 @@ def test_bad_options_are_named():
             rasterize(*five, size, height, given["background"])
     with pytest.raises(ValueError, match="expected one of auto, dense, tiles, numba, triton, gsplat, got 'cuda'"):
         rasterize(*five, width, height, given["background"], "cuda")
-    with pytest.raises(ValueError, match="sh_degree: expected 0 to 2"):
-        rasterize(*five, width, height, given["background"], sh_degree=3)
+    for degree in (3, 1.0, "1"):
+        with pytest.raises(ValueError, match="sh_degree: expected 0 to 2"):
+            rasterize(*five, width, height, given["background"], sh_degree=degree)
+    with pytest.raises(ValueError, match="shifts: expected a tensor, got list"):
+        rasterize(*five, width, height, given["background"], shifts=[[0.0, 0.0]] * 5)
     with pytest.raises(ValueError, match="gsplat"):
         rasterize(*five, width, height, given["background"], "gsplat")
 

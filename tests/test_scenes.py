@@ -166,7 +166,7 @@ def test_impossible_surfaces_are_named(thing, message):
         render(Scene(**thing), Camera.from_fov(60, 8, 8))
 
 
-@pytest.mark.parametrize("args, message", [((0, 8, 8), "degrees"), ((180, 8, 8), "degrees"), ((60, 0, 8), "one pixel")])
+@pytest.mark.parametrize("args, message", [((0, 8, 8), "degrees"), ((180, 8, 8), "degrees"), ((60, 0, 8), "one pixel"), ((60, 10.5, 8), "whole numbers")])
 def test_impossible_cameras_are_named(args, message):
     with pytest.raises(ValueError, match=message):
         Camera.from_fov(*args)

@@ -56,6 +56,12 @@ def test_ply_with_other_types_and_elements(tmp_path):
     assert len(read_ply(tmp_path / "a.ply")) == 2
 
 
+def test_a_comment_does_not_end_the_header(tmp_path):
+    write_ply(tmp_path / "a.ply", gaussians())
+    (tmp_path / "b.ply").write_bytes((tmp_path / "a.ply").read_bytes().replace(b"element", b"comment no end_header yet\nelement", 1))
+    assert torch.equal(read_ply(tmp_path / "b.ply").sh_coeffs, gaussians().sh_coeffs)
+
+
 def test_ply_round_trip_is_exact_also_without_gaussians(tmp_path):
     for degree in range(4):
         for n in (0, 1, 50):

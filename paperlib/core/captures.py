@@ -84,9 +84,9 @@ def _target(size: int | tuple[int, int] | None, H: int, W: int) -> tuple[int, in
     if callable(size):
         return size(H, W)
     if isinstance(size, tuple | list):
-        height, width = size
+        height, width = size if len(size) == 2 else (0, 0)
     else:
-        height, width = (max(1, round(size * n / max(H, W))) for n in (H, W)) if isinstance(size, int) and size > 0 else (0, 0)
+        height, width = (max(1, round(size * n / max(H, W))) for n in (H, W)) if isinstance(size, int) and not isinstance(size, bool) and size > 0 else (0, 0)
     if not (isinstance(height, int) and isinstance(width, int) and 1 <= height <= H and 1 <= width <= W):
         raise ValueError(f"size={size!r}: expected at most {max(H, W)} for the longer side, or (height, width) up to {H} x {W}, in whole pixels")
     return height, width
@@ -105,6 +105,8 @@ def _check_capture(c: Any) -> None:
         raise ValueError("Capture: expected points (P, 3) with colors (P, 3), or neither")
     if c.points is not None and not (c.points.isfinite().all() and c.colors.isfinite().all()):
         raise ValueError("Capture: a point or its colour is not finite")
+    if c.points is not None and len(c.points) and not (c.colors.min() >= 0 and c.colors.max() <= 1):
+        raise ValueError(f"Capture: expected colors of points in [0, 1], got {c.colors.min():g} to {c.colors.max():g}")
     if not 0 < c.near < c.far < math.inf:
         raise ValueError(f"Capture: expected 0 < near < far, got {c.near:g} and {c.far:g}")
 
@@ -114,7 +116,10 @@ def _background(value: str | float | Sequence[float] | Tensor) -> Tensor:
     named = {"white": 1.0, "black": 0.0}
     if isinstance(value, str) and value not in named:
         raise ValueError(f"background={value!r}: expected 'white', 'black', a number, or three")
-    return torch.as_tensor(named[value] if isinstance(value, str) else value)
+    colour = torch.as_tensor(named[value] if isinstance(value, str) else value)
+    if colour.ndim and colour.shape[-1] not in (1, 3):
+        raise ValueError(f"background: expected 'white', 'black', a number, or three, got {tuple(colour.shape)}")
+    return colour
 
 # %% ../../nbs/core/captures.ipynb #capture
 @dataclass(frozen=True, eq=False)
@@ -174,9 +179,9 @@ class Capture:
 
     def split(self, every: int = 8) -> tuple[Capture, Capture]:
         """Return (train, held out): views 0, ``every``, 2 ``every`` ... by name are held out, as LLFF's protocol has it."""
-        held = [i for i in range(len(self)) if i % every == 0] if every > 1 else []
+        held = [i for i in range(len(self)) if i % every == 0] if isinstance(every, Integral) and every > 1 else []
         if not held or len(held) == len(self):
-            raise ValueError(f"split: expected every >= 2 and at least two views, got every={every} and {len(self)} view{'s' * (len(self) != 1)}")
+            raise ValueError(f"split: expected a whole number every >= 2 and at least two views, got every={every} and {len(self)} view{'s' * (len(self) != 1)}")
         return self[[i for i in range(len(self)) if i % every]], self[held]
 
     def to(self, device: str | torch.device) -> Capture:
@@ -208,9 +213,11 @@ def own_scene(size: int | tuple[int, int] = 100, seed: int | str = 0, views: int
         A size or a number that is not whole, no pixel, no sample, fewer than two views.
     """
     height, width = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
-    least = {"size": (height, 1), "size ": (width, 1), "samples": (samples, 1), "views": (views, 2)}
+    least = {"size": (height, 1), "size ": (width, 1), "samples": (samples, 1), "views": (views, 2), "n_points": (n_points, 1)}
     if wrong := [f"{k.strip()}={v!r} (at least {low})" for k, (v, low) in least.items() if not (isinstance(v, Integral) and v >= low)]:
         raise ValueError(f"own_scene: expected whole numbers, got {', '.join(dict.fromkeys(wrong))}")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"own_scene: expected a radius above 0, got {radius!r}")
     scene, camera = still_life(seed), orbit_cameras(views, height, width, radius=radius, fov=45.0)
     frames = render(scene, camera)
     points, colors, _ = sparse_points(frames, n_points, seed=seed if isinstance(seed, int) else 0)
@@ -389,7 +396,8 @@ def _assemble(views: Sequence[_View], size: int | tuple[int, int] | None, source
     K, c2w = np.stack([lens.K for _, lens in taken]), np.stack([v.c2w for v in views])
     camera = Camera(torch.from_numpy(K), torch.from_numpy(c2w), h, w).to(torch.float32)
     if near is None or far is None:
-        near, far = depth_range(camera, points)
+        first, last = depth_range(camera, points)
+        near, far = first if near is None else near, last if far is None else far
     zoom = max((flat.fx / lens.fx for lens, (flat, _) in maps.items()), default=None)
     notes = (*notes, *([] if zoom is None else [f"distortion straightened, at most {100 * (zoom - 1):.1f} % of a side cut"]))
     return Capture(images, camera, tuple(v.name for v in views), points, colors, near, far, False, source, notes, expected=max(expected, len(views)))
@@ -438,7 +446,7 @@ def _read_json(file: Path) -> dict:
 def _number(fields: dict, key: str, where: str, default: float | None = None, positive: bool = False) -> float:
     """Return a number of a file; ValueError names the field."""
     value = fields.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or (positive and value <= 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300 or (positive and value <= 0):
         raise ValueError(f"{where}: expected {key}, a finite number{' above 0' if positive else ''}, got {value!r}")
     return float(value)
 
@@ -447,17 +455,19 @@ def _pose(value: Any, where: str) -> np.ndarray:
     """Return a rigid pose (4, 4) float64 of a file, its rotation made exact; ValueError says how it is none."""
     try:
         pose = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pose = np.zeros(0)
     if pose.shape not in ((4, 4), (3, 4)):
         raise ValueError(f"{where}: expected a 4 x 4 matrix of numbers, got {str(value)[:60]}")
-    pose = np.vstack([pose[:3], [0, 0, 0, 1]])
     if not np.isfinite(pose).all():
         raise ValueError(f"{where}: it holds a number that is not finite")
+    last, pose = pose[3:], np.vstack([pose[:3], [0, 0, 0, 1]])
     u, s, v = np.linalg.svd(pose[:3, :3])
     if s[2] < 1e-6 * max(s[0], 1e-300) or abs(s - 1).max() > 0.01 or np.linalg.det(u @ v) < 0:
         kind = "singular" if s[2] < 1e-6 * max(s[0], 1e-300) else "mirrored" if np.linalg.det(u @ v) < 0 else f"scaled by {s[0]:.4g}, {s[1]:.4g}, {s[2]:.4g}"
         raise ValueError(f"{where}: expected a rotation and a position, but the matrix is {kind}")
+    if np.abs(last - pose[3]).max(initial=0) > 1e-6:
+        raise ValueError(f"{where}: its last row should be 0, 0, 0, 1, got {last[0].tolist()}; is it transposed?")
     pose[:3, :3] = u @ v
     return pose
 
@@ -482,6 +492,8 @@ def _json_lens(fields: dict, picture: tuple[int, int], where: str) -> Lens:
     else:
         raise ValueError(f"{where}: no focal length: expected fl_x or camera_angle_x")
     fy = _number(fields, "fl_y", where, positive=True) if "fl_y" in fields else by_angle("camera_angle_y", H) if "camera_angle_y" in fields and "fl_x" not in fields else fx
+    if odd := [key for key in ("ftheta_p0", "latlong", "equirectangular") if fields.get(key, False) is not False]:
+        raise ValueError(f"{where}: a lens with {odd[0]} is not read; undistort the pictures with the program that wrote the file")
     model = str(fields.get("camera_model", "OPENCV_FISHEYE" if fields.get("is_fisheye") else "OPENCV")).upper()
     if model not in ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE"):
         raise ValueError(f"{where}: camera_model {model} is not read; undistort the pictures with the program that wrote the file")
@@ -501,6 +513,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp")
 def _find_pictures(root: Path, names: Sequence[str], images: str | None = None) -> list[Path | None]:
     """Return the file of each name, None where there is none."""
     def one(base: Path) -> Path | None:
+        if not base.name:
+            return None
         tried = (base, *(base.with_name(base.name + s) for s in _SUFFIXES), *(base.with_suffix(s) for s in _SUFFIXES))
         return next((p for p in tried if p.is_file()), None)
 
@@ -521,7 +535,7 @@ def _present(root: Path, names: Sequence[str], images: str | None, file: Path) -
     lost = [n for n, f in zip(names, files) if f is None]
     if len(lost) == len(names):
         raise FileNotFoundError(f"{file} names {len(names)} pictures and none is there; the first would be {root / names[0]}; images= names another folder")
-    given = [f for f in files if f is not None]
+    given = [f.resolve() for f in files if f is not None]
     if len(set(given)) < len(given):
         raise ValueError(f"{file} names {next(f for f in given if given.count(f) > 1)} more than once: every view needs a picture of its own, or one is learnt from and held out")
     return files, [f"{len(lost)} of {len(names)} frames have no picture, the first {lost[0]}"] if lost else []
@@ -576,7 +590,7 @@ def read_transforms(path: str | Path, size: int | tuple[int, int] | None = None,
 def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor | None]:
     """Return the points (P, 3) and colours in [0, 1] that a PLY, or sparse_points.npz, holds; None where it holds none. Floats up to 1 are colours as they are."""
     if ply:
-        if not isinstance(ply, str):
+        if not isinstance(ply, str) or (root / ply).is_dir():
             raise ValueError(f"{root}: expected ply_file_path, the name of a PLY, got {ply!r}")
         table, wanted = _ply_table(root / ply), ("x", "y", "z", "red", "green", "blue")
         if not set(wanted) <= set(found := table.dtype.names or ()):
@@ -586,7 +600,9 @@ def _points_beside(root: Path, ply: str | None) -> tuple[Tensor | None, Tensor |
     elif (file := root / "sparse_points.npz").is_file():
         try:
             with np.load(file) as z:
-                xyz, rgb, whole = np.asarray(z["xyz"], np.float32), np.asarray(z["rgb"], np.float32), True
+                xyz, rgb, whole = np.asarray(z["xyz"], np.float32), np.asarray(z["rgb"], np.float32), z["rgb"].dtype.kind != "f"
+            if xyz.ndim != 2 or not xyz.shape[1:] == rgb.shape[1:] == (3,) or len(xyz) != len(rgb):
+                raise ValueError(f"xyz {xyz.shape} and rgb {rgb.shape} are not both (P, 3)")
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file}: expected xyz and rgb, numbers; it is damaged, cut short or of another kind: {error!r}") from error
     else:
@@ -669,6 +685,8 @@ def mean_pose(c2w: Tensor) -> Tensor:
     x = F.normalize(torch.linalg.cross(c2w[:, :3, 1].sum(0), z), dim=0)
     out = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
     out[:3] = torch.stack([x, torch.linalg.cross(z, x), z, c2w[:, :3, 3].mean(0)], -1)
+    if not abs(torch.linalg.det(out) - 1) < 1e-3:
+        raise ValueError(f"mean_pose: the axes of {len(c2w)} cameras cancel: they have no mean; recenter=False leaves them as they are")
     return out
 
 
@@ -871,8 +889,8 @@ def _read_text(folder: Path) -> Colmap:
             values = line.split()
             rows.append([float(v) for v in values[:8]])
             tracks.append(np.array(values[8:], np.int64).reshape(-1, 2))
-            if len(rows[-1]) != 8:
-                raise ValueError("expected id, x, y, z, r, g, b, error and a track")
+            if len(rows[-1]) != 8 or not all(0 <= v <= 255 for v in rows[-1][4:7]):
+                raise ValueError("expected id, x, y, z, r, g, b (0 to 255), error and a track")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return _model(cameras, images, rows, tracks)
@@ -1203,7 +1221,7 @@ def _check_aim(c: Capture) -> Finding:
 
 
 def _check_points(c: Capture) -> Finding:
-    if c.points is None:
+    if c.points is None or not len(c.points):
         return Finding("warning", "points", "none: Gaussian splatting starts from random ones")
     at = torch.linspace(0, len(c.points) - 1, min(len(c.points), 1000)).long()
     views = torch.linspace(0, len(c) - 1, min(len(c), 16)).long()

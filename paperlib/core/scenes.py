@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,8 +80,8 @@ class Camera:
     width: int
 
     def __post_init__(self):
-        if min(self.height, self.width) < 1:
-            raise ValueError(f"Camera: expected at least one pixel, got {self.height} x {self.width}")
+        if not all(isinstance(n, Integral) for n in (self.height, self.width)) or min(self.height, self.width) < 1:
+            raise ValueError(f"Camera: expected whole numbers, at least one pixel a side, got {self.height} x {self.width}")
         for name, value in zip(("K", "c2w"), _as_camera(self.K, self.c2w)):
             object.__setattr__(self, name, value)
 
@@ -1548,6 +1549,8 @@ def sparse_points(frames: Frames, n: int = 3000, *, seed: int = 0, min_views: in
     change = F.pad((luma[..., 1:] - luma[..., :-1]).abs(), (0, 1)) + F.pad((luma[..., 1:, :] - luma[..., :-1, :]).abs(), (0, 0, 0, 1))
     weight = ((change + 0.02) * frames.mask.cpu()).flatten()
     most = min(4 * n, int((weight > 0).sum()))
+    if most < 1:
+        raise ValueError(f"sparse_points: expected n of at least 1 and frames that show a surface, got n={n} and {int((weight > 0).sum())} such pixels")
     if len(weight) <= _CATEGORIES:
         drawn = torch.multinomial(weight, most, generator=generator)
     else:                                                                         # what it does inside: the first of exponential clocks

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['C0', 'Gaussians', 'read_ply', 'write_ply', 'write_splat', 'read_splat']
+__all__ = ['C0', 'Gaussians', 'read_ply', 'write_ply', 'splat_bytes', 'write_splat', 'read_splat']
 
 # %% ../../nbs/core/splats.ipynb #gaussians
 C0 = 0.28209479177387814  # the spherical harmonic of degree 0: a grey coefficient h is the colour 0.5 + C0 h
@@ -58,7 +58,7 @@ _TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4
 def _ply_table(path: Path) -> np.ndarray:
     """Return the vertices of a PLY file as a structured array; ValueError says what is wrong with the file."""
     data = path.read_bytes()
-    head, mark, body = data.partition(b"end_header")
+    head, mark, body = data.partition(b"\nend_header")
     if not data.startswith(b"ply") or not mark:
         raise ValueError(f"{path}: not a PLY file (no header from 'ply' to 'end_header')")
     body = body[body.index(b"\n") + 1 :] if b"\n" in body else b""
@@ -145,14 +145,8 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> None:
 _RECORD = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])
 
 
-def write_splat(path: str | Path, gaussians: Gaussians) -> None:
-    """Write Gaussians as 32-byte records, the most visible first; colour and opacity are rounded to 1/255, quaternions to 1/128, and view dependence is dropped.
-
-    Raises
-    ------
-    ValueError
-        A value that is not finite, or a quaternion of norm zero; nothing is written then.
-    """
+def splat_bytes(gaussians: Gaussians, path: str | Path) -> bytes:
+    """Return what `write_splat` writes; raises as it does, in the name of ``path``."""
     means, quats, scales, opacities, sh = (v.detach().cpu().double() for v in gaussians.activated())
     for name, value in {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "sh": sh[:, 0]}.items():
         if not value.isfinite().all():
@@ -165,7 +159,18 @@ def write_splat(path: str | Path, gaussians: Gaussians) -> None:
     rgba = torch.cat([0.5 + C0 * sh[:, 0], opacities[:, None]], 1)
     records["rgba"] = (255 * rgba).round().clamp(0, 255)
     records["quats"] = (128 * torch.nn.functional.normalize(quats, dim=1) + 128).round().clamp(0, 255)
-    _write(Path(path), records[torch.argsort(-scales.prod(1) * opacities, stable=True).numpy()].tobytes())
+    return records[torch.argsort(-scales.prod(1) * opacities, stable=True).numpy()].tobytes()
+
+
+def write_splat(path: str | Path, gaussians: Gaussians) -> None:
+    """Write Gaussians as 32-byte records, the most visible first; colour and opacity are rounded to 1/255, quaternions to 1/128, and view dependence is dropped.
+
+    Raises
+    ------
+    ValueError
+        A value that is not finite, or a quaternion of norm zero; nothing is written then.
+    """
+    _write(Path(path), splat_bytes(gaussians, path))
 
 
 def read_splat(path: str | Path) -> Gaussians:

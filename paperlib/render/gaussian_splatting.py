@@ -44,7 +44,7 @@ KINDS = ("means", "quats", "log_scales", "logits", "sh_coeffs")
 
 def specks(count: int, sh_degree: int) -> dict[str, Tensor]:
     """Return grey specks at the origin, kind -> tensor, float32; ValueError for a negative count or a degree that is not 0 to 3."""
-    if count < 0 or sh_degree not in range(4):
+    if not (isinstance(count, Integral) and isinstance(sh_degree, Integral)) or count < 0 or sh_degree not in range(4):
         raise ValueError(f"GaussianModel: expected count >= 0 and sh_degree 0 to 3, got {count} and {sh_degree}")
     return {"means": torch.zeros(count, 3), "quats": torch.eye(4)[:1].repeat(count, 1), "log_scales": torch.full((count, 3), -3.0),
             "logits": torch.zeros(count), "sh_coeffs": torch.zeros(count, (sh_degree + 1) ** 2, 3)}
@@ -148,7 +148,7 @@ def start_at(points: Tensor, colors: Tensor, sh_degree: int = 3, opacity: float 
         raise ValueError(f"points: expected (N, 3) with colors (N, 3) and N >= 2, got {tuple(points.shape)} and {tuple(colors.shape)}")
     if not (points.isfinite().all() and colors.isfinite().all() and colors.min() >= 0 and colors.max() <= 1):
         raise ValueError("points, colors: expected finite points and colours in [0, 1]")
-    if not 0 < opacity < 1 or sh_degree not in range(4):
+    if not 0 < opacity < 1 or not isinstance(sh_degree, Integral) or sh_degree not in range(4):
         raise ValueError(f"expected opacity in (0, 1) and sh_degree 0 to 3, got {opacity} and {sh_degree}")
     near = cKDTree(points.cpu().numpy()).query(points.cpu().numpy(), k=min(4, len(points)))[0][:, 1:]
     size = torch.from_numpy(np.sqrt(np.maximum((near**2).mean(1), 1e-7))).to(points)
@@ -205,7 +205,7 @@ class Views:
     def __init__(self, scene: Capture, preset: SplattingPreset, device: torch.device):
         self.preset, self.device, self.names, self.extent = preset, device, scene.names, scene.extent
         self.background = background_of(scene).to(device)
-        self.targets = scene.on(self.background.cpu()).contiguous().to(device)
+        self.targets = scene.on(self.background.cpu()).detach().float().contiguous().to(device)
         self.w2c, self.K = (v.to(device, torch.float64) for v in (scene.camera.w2c, scene.camera.K))
         H, W = self.targets.shape[1:3]
         self.ndc = self.targets.new_tensor([W, H]) / 2                                     # pixels of one NDC unit
@@ -438,7 +438,7 @@ def require_sound(preset: SplattingPreset) -> None:
     rules |= {k: (getattr(p, k) >= 0, "0 or more") for k in ("size", "points", "limit", "densify_from", "densify_until", "reset_every", "lr_sh", "lr_opacity", "lr_scales", "lr_quats")}
     rules |= {"start": (p.start in ("points", "random"), "points or random"), "sh_degree": (p.sh_degree in range(4), "0 to 3"), "ssim_weight": (0 <= p.ssim_weight <= 1, "0 to 1"),
               "points ": (p.points != 1, "0 or at least 2"), "limit ": (p.limit == 0 or p.limit >= max(2, p.points), "0 or at least the points that training starts from"),
-              "evals": (all(e > 0 for e in p.evals), "steps above 0")}
+              "evals": (isinstance(p.evals, tuple | list) and all(e > 0 for e in p.evals), "steps above 0")}
     if wrong := [f"{k.strip()}={getattr(p, k.strip())!r} (expected {what})" for k, (fine, what) in rules.items() if not fine]:
         raise ValueError("; ".join(wrong))
     find_capture(p.data)
@@ -487,6 +487,8 @@ def train(scene: Capture, preset: str | SplattingPreset = "smoke", *, seed: int 
     require_views(scene, held_out)
     if not isinstance(checkpoint_every, Integral) or checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every!r}: expected a whole number of steps, at least 1")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: expected a whole number from 0")
     trainer, path = Trainer(scene, preset, seed, resolve_device(device)), checkpoint_path(checkpoint)
     if path is not None and path.exists():
         load_checkpoint(path, trainer)

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -333,8 +334,8 @@ class RadianceField(nn.Module):
                  reach: float = 1.0, resolution: int = 0, inverse: bool = False, noise_std: float = 0.0,
                  ndc_near: float = 0.0):
         super().__init__()
-        if not (reach > 0 and n_coarse >= 2 + (n_fine > 0) and n_fine >= 0 and 0 <= near < far and not (inverse and near == 0)):
-            raise ValueError(f"RadianceField: near={near}, far={far}, reach={reach}, n_coarse={n_coarse}, n_fine={n_fine}: expected 0 <= near < far (near above 0 with inverse), reach above 0, n_coarse >= 2, or 3 with n_fine")
+        if not (reach > 0 and n_coarse >= 2 + (n_fine > 0) and n_fine >= 0 and 0 <= near < far < math.inf and not (inverse and near == 0)):
+            raise ValueError(f"RadianceField: near={near}, far={far}, reach={reach}, n_coarse={n_coarse}, n_fine={n_fine}: expected 0 <= near < far, finite (near above 0 with inverse), reach above 0, n_coarse >= 2, or 3 with n_fine")
         make = lambda: NeRF(depth, width, octaves, view_octaves, skips, viewdirs)
         self.coarse, self.fine = make(), make() if n_fine else None
         self.n_coarse, self.n_fine, self.near, self.far, self.reach = n_coarse, n_fine, near, far, reach
@@ -374,14 +375,14 @@ def render_view(field: RadianceField, rays: tuple[Tensor, Tensor, Tensor], stop:
 
     Parameters
     ----------
-    rays : origins, directions, unit directions, (H, W, 3) each, as `view_rays` gives them; they visit the field's device in chunks
+    rays : origins, directions, unit directions, (H, W, 3) each, as `view_rays` gives them; they visit the field's device, in its dtype, in chunks
     stop : light below which a ray is left; the picture of one pass changes by no more than that
     chunk : rays at once; memory grows with it and the samples of a ray
     """
-    training, device, (H, W) = field.training, field.middle.device, rays[0].shape[:2]
+    training, (H, W) = field.training, rays[0].shape[:2]
     field.eval()
     try:
-        parts = [field(*(x.to(device) for x in part), stop=stop) for part in zip(*(r.reshape(-1, 3).split(chunk) for r in rays))]
+        parts = [field(*(x.to(field.middle) for x in part), stop=stop) for part in zip(*(r.reshape(-1, 3).split(chunk) for r in rays))]
     finally:
         field.train(training)
     rgb, opacity, depth, disparity = (torch.cat([getattr(p, k) for p in parts]).unflatten(0, (H, W)) for k in ("rgb", "opacity", "depth", "disparity"))
@@ -412,7 +413,7 @@ def fly(field: RadianceField, camera: Camera, path: str | Path, kind: str = "rgb
     ----------
     camera : B poses, in order
     kind : "rgb", or "depth", "disparity" or "opacity" in grey, stretched over all frames
-    seconds : the film takes
+    seconds : the film takes, a hundredth a picture at least
 
     Raises
     ------
@@ -424,8 +425,8 @@ def fly(field: RadianceField, camera: Camera, path: str | Path, kind: str = "rgb
     frames = torch.stack([getattr(render_view(field, r), kind) for r in zip(*view_rays(camera, field.ndc_near))])
     if kind != "rgb":
         frames = ((frames - frames.min()) / (frames.max() - frames.min()).clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
-    pictures = [Image.fromarray(x) for x in (frames * 255).round().byte().cpu().numpy()]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 * seconds / len(pictures)), loop=0)
+    first, *others = map(Image.fromarray, (frames * 255).round().byte().cpu().numpy())
+    first.save(path, save_all=True, append_images=others, loop=0, duration=[max(10, 10 * int(b - a)) for a, b in pairwise(np.linspace(0, 100 * seconds, len(frames) + 1).round())])
     return Path(path)
 
 # %% ../../nbs/render/nerf.ipynb #data
@@ -606,8 +607,8 @@ def require_sound(preset: NeRFPreset) -> None:
     wrong = [f"{k}={getattr(p, k)} (expected at least {low})" for k, low in at_least.items() if not getattr(p, k) >= low]
     wrong += [f"{k}={getattr(p, k)} (expected {what})" for k, fine, what in (
         ("lr", p.lr > 0, "above 0"), ("crop", 0 < p.crop <= 1, "above 0, at most 1"), ("resolution", not (p.ndc and p.resolution), "0 with ndc=True"),
-        ("skips", all(0 <= s < p.depth - 1 for s in p.skips), f"layers 0 to {p.depth - 2}"), ("views", p.views != 1, "0 for all, or at least 2"),
-        ("curve", all(s >= 1 for s in p.curve), "steps from 1")) if not fine]
+        ("skips", isinstance(p.skips, tuple | list) and all(0 <= s < p.depth - 1 for s in p.skips), f"layers 0 to {p.depth - 2}"), ("views", p.views != 1, "0 for all, or at least 2"),
+        ("curve", isinstance(p.curve, tuple | list) and all(s >= 1 for s in p.curve), "steps from 1")) if not fine]
     if wrong:
         raise ValueError("; ".join(wrong))
     find_capture(p.data)
@@ -658,7 +659,7 @@ def train(preset: NeRFPreset, train_views: Capture, held: Capture, seed: int, de
     Collapsed
         All background twice: at first, and again from another seed with rays from the middle of the pictures.
     """
-    background = "white" if preset.white else "black"
+    background, train_views, held = "white" if preset.white else "black", train_views.to(torch.float32), held.to(torch.float32)
     rays, images = view_rays(train_views.camera, 1.0 * preset.ndc), train_views.on(background)
     solid = ((images - float(preset.white)).abs().amax(-1).flatten() > 0.1).nonzero()[:, 0]
     probe = [x.reshape(-1, 3)[solid[:: max(1, len(solid) // 512)]] for x in rays]

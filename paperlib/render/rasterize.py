@@ -264,9 +264,9 @@ def _checked(means, quats, scales, opacities, sh_coeffs, w2c, K, background, shi
     if not isinstance(means, Tensor) or means.dtype not in (torch.float32, torch.float64) or means.ndim != 2 or means.shape[1] != 3:
         raise ValueError(f"means: expected a float tensor (N, 3), got {getattr(means, 'dtype', type(means).__name__)} {tuple(getattr(means, 'shape', ()))}; float32 and float64 will do")
     N, where = len(means), {"dtype": means.dtype, "device": means.device}
-    for name, value in {"quats": quats, "scales": scales, "opacities": opacities, "sh_coeffs": sh_coeffs}.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
+    for name, value in {"quats": quats, "scales": scales, "opacities": opacities, "sh_coeffs": sh_coeffs, "shifts": means if shifts is None else shifts}.items():
+        if not isinstance(value, Tensor) or value.is_complex():
+            raise ValueError(f"{name}: expected a tensor, got {value.dtype if isinstance(value, Tensor) else type(value).__name__}")
     for name, value in {"w2c": w2c, "K": K, "background": background}.items():
         if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
             raise ValueError(f"{name}: expected a tensor or an array, got {type(value).__name__}")
@@ -370,7 +370,7 @@ def rasterize(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, s
     _check_values(quats, scales, opacities, w2c, K)
     backend, width, height = pick_backend(backend, means.device), int(width), int(height)
     if sh_degree is not None:
-        if sh_degree not in range(int(sh.shape[1] ** 0.5)):
+        if not isinstance(sh_degree, (int, np.integer)) or sh_degree not in range(int(sh.shape[1] ** 0.5)):
             raise ValueError(f"sh_degree: expected 0 to {int(sh.shape[1] ** 0.5) - 1} for {sh.shape[1]} coefficients, got {sh_degree!r}")
         sh = sh[:, : (sh_degree + 1) ** 2]
     if backend == "numba":
@@ -379,7 +379,7 @@ def rasterize(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, s
         with alone():
             return Rendering(*_Compiled.apply(means, quats, scales, opacities, sh, w2c, K, background, shifts, width, height, bool(antialiased)))
     if backend == "gsplat":
-        if shifts.requires_grad:
+        if shifts.requires_grad or shifts.any():
             raise ValueError("shifts: gsplat does not take them; use another back end, or its own means2d")
         return _by_gsplat(means, quats, scales, opacities, sh, w2c, K, width, height, background, antialiased)
     splats = project(means, quats, scales, opacities, sh, w2c, K, width, height, antialiased=antialiased, shifts=shifts)

@@ -287,6 +287,8 @@ def interval(A, B, C, half, low, high):
     """Return how far left and right of its centre the ellipse A x^2 + 2 B x t + C t^2 <= m^2, ``half`` wide to each side, reaches for t between low and high."""
     det, widest = max(A * C - B * B, 0.0), -B / C * half
     level = half * half * det / C * A                                          # A m^2, for half^2 = m^2 C / det
+    if det < 1e-4 * A * C:                                                     # float32 has rounded a needle's det away: a strip without end, m^2 <= 2 ln 255
+        level, det = 11.09 * A, 0.0
     t = min(max(widest, low), high)
     right = min((-B * t + math.sqrt(max(level - t * t * det, 0.0))) / A + 0.01, half)
     t = min(max(-widest, low), high)

@@ -10,7 +10,6 @@ import html
 import json
 import math
 import re
-import tempfile
 from numbers import Integral
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from ..core.captures import focus
 from ..core.compiled import alone
 from ..core.data import atomic_write
 from ..core.scenes import Camera, look_at
-from ..core.splats import C0, Gaussians, write_splat
+from ..core.splats import C0, Gaussians, splat_bytes
 from . import rasterize_kernels as kernels
 from .rasterize import _check_values, _checked, rasterize, rotations
 from .rasterize_kernels import TILE
@@ -190,9 +189,7 @@ def to_html(gaussians: Gaussians, path: str | Path, camera: Camera | None = None
     """
     if not all(isinstance(v, Integral) and v >= 1 for v in (width, height)) or len(background) != 3 or not all(math.isfinite(v) for v in background):
         raise ValueError(f"to_html: expected a width and height of at least 1 and three numbers for the background, got {width}, {height}, {background}")
-    with tempfile.TemporaryDirectory() as folder:
-        write_splat(Path(folder) / "scene.splat", gaussians)
-        data = base64.b64encode((Path(folder) / "scene.splat").read_bytes()).decode()
+    data = base64.b64encode(splat_bytes(gaussians, path)).decode()
     start = orbit_of(gaussians, camera)
     start |= {"f": start.pop("focal") * width, "background": [float(v) for v in background], "antialiased": bool(antialiased)}
     parts = {"TITLE": html.escape(title), "WIDTH": str(width), "HEIGHT": str(height), "SPLATS": data, "START": json.dumps(start), "CODE": _UNPACK_JS + _DRAW_JS + _CONTROLS_JS}

@@ -78,6 +78,8 @@ def stratified(near: float | Tensor, far: float | Tensor, n: int, rays: int, u: 
         raise ValueError(f"n={n}: expected at least one sample a ray")
     if not torch.as_tensor(near <= far).all() or inverse and not torch.as_tensor(near > 0).all():
         raise ValueError(f"near={near}, far={far}: expected near <= far, and near above 0 with inverse=True")
+    if u is not None and tuple(u.shape) not in ((rays, n), (1, n)):
+        raise ValueError(f"u: expected ({rays}, {n}), got {tuple(u.shape)}")
     kind = {} if like is None else {"dtype": like.dtype, "device": like.device}
     s = torch.linspace(0, 1, n, **kind)
     t = 1 / (1 / near * (1 - s) + 1 / far * s) if inverse else near * (1 - s) + far * s
@@ -113,8 +115,8 @@ def sample_pdf(bins: Tensor, weights: Tensor, n: int, deterministic: bool = True
     ----------
     Mildenhall et al. 2020, arXiv:2003.08934, hierarchical sampling.
     """
-    if bins.ndim != 2 or weights.shape != (len(bins), bins.shape[1] - 1):
-        raise ValueError(f"sample_pdf: expected bins (R, B) and weights (R, B - 1), got {tuple(bins.shape)} and {tuple(weights.shape)}")
+    if bins.ndim != 2 or bins.shape[1] < 2 or weights.shape != (len(bins), bins.shape[1] - 1) or u is not None and (u.ndim != 2 or len(u) != len(bins)):
+        raise ValueError(f"sample_pdf: expected bins (R, B), B at least 2, weights (R, B - 1) and u (R, n) or None, got {tuple(bins.shape)} and {tuple(weights.shape)}" + ("" if u is None else f", u {tuple(u.shape)}"))
     weights = weights + 1e-5
     cdf = torch.cumsum(weights / weights.sum(-1, keepdim=True), -1)
     cdf = torch.cat([torch.zeros_like(cdf[:, :1]), cdf], -1)                                   # F at the borders
@@ -141,6 +143,8 @@ def ndc_rays(H: int, W: int, focal: float, near: float, rays_o: Tensor, rays_d: 
     ----------
     Mildenhall et al. 2020, arXiv:2003.08934, the derivation of normalised device coordinates.
     """
+    if not near > 0:
+        raise ValueError(f"ndc_rays: expected a near plane above 0, got {near}")
     if not (rays_d[..., 2] < 0).all():
         raise ValueError("ndc_rays: expected rays that go along -z, d_z < 0: some do not")
     o = rays_o + (-(near + rays_o[..., 2:]) / rays_d[..., 2:]) * rays_d                    # onto the near plane
@@ -272,7 +276,10 @@ def _axes(back: Tensor, up: Tensor, position: Tensor) -> Tensor:
 
 def average_pose(poses: Tensor) -> Tensor:
     """Return the mean of poses (N, 3, 4), OpenGL axes: mean place, summed backs and ups made orthogonal."""
-    return _axes(poses[:, :, 2].sum(0), poses[:, :, 1].sum(0), poses[:, :, 3].mean(0))
+    mean = _axes(poses[:, :, 2].sum(0), poses[:, :, 1].sum(0), poses[:, :, 3].mean(0))
+    if not abs(torch.linalg.det(mean[:, :3]) - 1) < 1e-3:
+        raise ValueError(f"average_pose: the axes of {len(poses)} cameras cancel: they have no mean")
+    return mean
 
 
 def recenter(poses: Tensor) -> Tensor:
