@@ -5,7 +5,7 @@
     python benchmarks/bench_splatting.py --record          # writes results/bench/splatting.csv as well
 
 The scene is lego at 200 x 200 where PAPERLIB_DATA has it, else our own still life; 10,000 Gaussians of degree 3 after 300 steps from random points, so that
-their sizes are those of a training under way. Three peers, each with `torch.optim.Adam`, all with the compiled sorting and compositing:
+their sizes are those of a training under way. Where there is a GPU, steps of 100,000 are timed there, and drawing, loss and gradients beside gsplat's if it is installed. Three peers, each with `torch.optim.Adam`, all with the compiled sorting and compositing:
 "projection": projection and harmonics by PyTorch and autograd, our fused loss (what the target of 1.6 is against);
 "projection and loss": the loss too, as one writes it; "loss": the compiled projection as one node of autograd, the loss as one writes it.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import statistics
 from pathlib import Path
@@ -32,11 +33,11 @@ from paperlib.render.splat_training import EPS, FusedLoss, photometric_loss
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
 
 
-def trained(with_lego: bool) -> Trainer:
-    """Return a training of 10,000 Gaussians under way."""
+def trained(with_lego: bool, points: int = 10_000, device: str = "cpu") -> Trainer:
+    """Return a training of so many Gaussians under way."""
     scene = capture("lego" if with_lego else "still_life", 200).split()[0]
-    preset = dataclasses.replace(PAPER.presets["small"], points=10_000, sh_every=100, densify_from=3000, start="random")
-    trainer = Trainer(scene, preset, 0, torch.device("cpu"))
+    preset = dataclasses.replace(PAPER.presets["small"], points=points, limit=points, sh_every=100, densify_from=3000, start="random")
+    trainer = Trainer(scene, preset, 0, torch.device(device))
     for _ in range(300):
         trainer.step()
     return trainer
@@ -152,6 +153,26 @@ def measure(threads: int, rounds: int, with_lego: bool, with_garden: bool) -> di
     return found
 
 
+def on_gpu(rounds: int, with_lego: bool, points: int = 100_000, device: str = "cuda", backends: tuple[str, ...] = ("triton", "gsplat")) -> dict[str, float]:
+    """Time a training step on a GPU, and a picture with its loss and gradients by Triton and, where it is installed, by gsplat."""
+    trainer = trained(with_lego, points, device)
+    wait = torch.cuda.synchronize if device == "cuda" else None
+    found = {f"GPU, {points:,} Gaussians: training step, ms": 1e3 * statistics.median(interleave({"ours": trainer.step}, rounds, wait)["ours"])}
+    v, model = trainer.views, trainer.model()
+    target, given = v.targets[0].to(device), [t.detach().clone().requires_grad_() for t in model.gaussians().activated()]
+
+    def gradients(backend: str) -> list[torch.Tensor]:
+        height, width = target.shape[:2]
+        r = rasterize(*given, v.w2c[0].float(), v.K[0].float(), width, height, v.background, backend)
+        return torch.autograd.grad(photometric_loss(r.image, target), given)
+
+    seconds = interleave({b: lambda b=b: gradients(b) for b in backends if b != "gsplat" or importlib.util.find_spec(b)}, rounds, wait)
+    ours, *peers = seconds
+    for peer in peers:
+        found[f"GPU, {points:,} Gaussians: picture, loss and gradients: {peer} / {ours}"] = statistics.median(p / o for p, o in zip(seconds[peer], seconds[ours]))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=5, help="fresh processes that the medians are over (default 5)")
@@ -164,7 +185,10 @@ def main() -> None:
     with_lego, with_garden = ((data / name).is_dir() for name in ("nerf_lego", "gsplat_garden"))
     print("scene: " + ("lego" if with_lego else "our own still life, synthetic (PAPERLIB_DATA has no nerf_lego/)"))
     measured = [in_fresh_process(measure, args.threads, args.rounds, with_lego, with_garden) for _ in range(args.processes)]
-    report(medians(measured, f"{args.threads} threads"), RESULTS / "splatting.csv" if args.record else None)
+    rows = medians(measured, f"{args.threads} threads")
+    if torch.cuda.is_available():
+        rows += medians([in_fresh_process(on_gpu, args.rounds, with_lego) for _ in range(args.processes)], torch.cuda.get_device_name())
+    report(rows, RESULTS / "splatting.csv" if args.record else None)
 
 
 if __name__ == "__main__":
