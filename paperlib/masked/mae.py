@@ -413,8 +413,7 @@ def folded_series(generator: torch.Generator, size: int = 224) -> Tensor:
     profile = (waves[:, :1] * angles.cos() + waves[:, 1:] * angles.sin()).sum(0)
     walk = normal(columns).cumsum(0)
     level = draw(0, 0.6) * walk / walk.std() + draw(-1.2, 1.2) * t / columns + draw(0, 0.5) * normal(cycle)[t % cycle]
-    gain = 1 + draw(0, 0.4) * normal(cycle)[t % cycle]
-    table = (profile / profile.std())[:, None] * gain + level + draw(0, 0.4) * normal(period, columns)
+    table = (profile / profile.std())[:, None] * (1 + draw(0, 0.4) * normal(cycle)[t % cycle]) + level + draw(0, 0.4) * normal(period, columns)
     left = table[:, : max(2, round(columns * draw(0.25, 1)))]
     table = (table - left.mean()) / left.std() * SPREAD
     return F.interpolate(table[None, None], (size, size), mode="bilinear", align_corners=False)[0].expand(3, -1, -1)
@@ -427,8 +426,7 @@ def as_canvas(picture: np.ndarray | Tensor, size: int = 224) -> Tensor:
         raise ValueError(f"as_canvas: expected a picture of 1 or 3 channels, got {tuple(picture.shape)}")
     side = min(x.shape[1:])
     top, left = ((n - side) // 2 for n in x.shape[1:])
-    x = x[None, :, top : top + side, left : left + side].float()
-    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)[0].expand(3, -1, -1)
+    x = F.interpolate(x[None, :, top : top + side, left : left + side].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0].expand(3, -1, -1)
     return (x - x.mean()) / x.std().clamp(min=1e-3) * SPREAD
 
 
