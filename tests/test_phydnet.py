@@ -296,6 +296,7 @@ def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
 @pytest.mark.parametrize("gate", ["sigmoid", "tanh"])
 def test_half_precision_where_norms_give_floats(gate, monkeypatch):
     """On a GPU autocast keeps group norms in float32, and with them what is encoded, while the gain's convolutions are bfloat16: here as there."""
+    torch.manual_seed(0)
     norm, clip = nn.GroupNorm.forward, torch.rand(2, 3, 1, 8, 8)
     monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: norm(self, x).float())
     for net in (PhyDNet(hidden=(32,), width=32, gate=gate), PixelPhysics(gate=gate)):
@@ -303,7 +304,8 @@ def test_half_precision_where_norms_give_floats(gate, monkeypatch):
         with torch.autocast("cpu", torch.bfloat16):
             found = net(clip, 3)
         found.float().square().mean().backward()
-        assert torch.allclose(found.float(), whole, atol=0.1) and all(p.grad is not None for p in net.parameters())
+        assert (found.float() - whole).norm() < 0.1 * whole.norm()       # .04 is the most of 40 seeds; on pixels values grow beyond 20, so no absolute bound
+        assert all(p.grad is not None for p in net.parameters())
 
 
 def test_frames_that_do_not_fit():
