@@ -46,8 +46,8 @@ def held_between() -> Callable[..., int]:
 
 
 @pytest.fixture
-def blender_lego(tmp_path, monkeypatch) -> Path:
-    """A data folder that holds our own scene in the layout of ``nerf_synthetic/lego``, with a test set: 12 and 3 views of 16 pixels."""
+def blender_lego(tmp_path, monkeypatch) -> tuple[Path, object]:
+    """Our own scene in a data folder, in the layout of ``nerf_synthetic/lego`` with a test set, 12 and 3 views of 16 pixels: its folder, and the views."""
     from paperlib.core.captures import own_scene, write_transforms
 
     whole, root = own_scene(16, views=15, samples=1, n_points=200), tmp_path / "nerf_synthetic" / "lego"
@@ -58,7 +58,7 @@ def blender_lego(tmp_path, monkeypatch) -> Path:
             frame["file_path"] = f"{part}/{frame['file_path']}"
         (root / f"transforms_{part}.json").write_text(json.dumps(frames))
     monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
-    return root
+    return root, whole
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1005,19 +1005,11 @@ def test_the_command_photos_says_what_it_lacks(tmp_path, scene, monkeypatch, cap
     assert code == 1 and err.strip() == "paperlib: finding cameras needs pycolmap: pip install pycolmap, or pip install 'paperlib[sfm]'"
 
 
-def test_a_blender_scene_is_held_out_by_its_own_test_set(tmp_path, monkeypatch):
-    """Also where it lies in a data folder and is named by a relative path; without one, every eighth view is held out."""
-    whole = own_scene(24, views=9)
-    root = tmp_path / "nerf_synthetic/toy"
-    for part, some in (("train", whole[:6]), ("test", whole[6:])):
-        write_transforms(some, root / part)
-        frames = json.loads((root / part / "transforms.json").read_text())
-        for frame in frames["frames"]:
-            frame["file_path"] = f"{part}/{frame['file_path']}"
-        (root / f"transforms_{part}.json").write_text(json.dumps(frames))
-    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
-    train, held = train_and_held("nerf_synthetic/toy", 12)
-    assert (len(train), len(held), train.images.shape[1:3]) == (6, 3, (12, 12))
-    assert np.allclose(held.camera.c2w, whole[6:].camera.c2w, atol=1e-6)
+def test_a_blender_scene_is_held_out_by_its_own_test_set(blender_lego):
+    """Also where it lies in a data folder and is named by a relative path; without one, every so-manyth view is held out."""
+    root, whole = blender_lego
+    train, held = train_and_held("nerf_synthetic/lego", 12)
+    assert (len(train), len(held), train.images.shape[1:3]) == (12, 3, (12, 12))
+    assert np.allclose(held.camera.c2w, whole[12:].camera.c2w, atol=1e-6)
     (root / "transforms_test.json").unlink()
-    assert [len(c) for c in train_and_held("nerf_synthetic/toy", every=3)] == [4, 2]
+    assert [len(c) for c in train_and_held("nerf_synthetic/lego", every=3)] == [8, 4]
