@@ -5,7 +5,7 @@
     python benchmarks/bench_video.py --record                # writes results/bench/video.csv as well
 
 Losses and gradients of ours and of the twin are compared before anything is timed. Where there is a GPU, a step there as well: ours in bf16 as `fit` takes it,
-the twin in float32 as released, and by how much bf16 moves the loss.
+each operation asked for by Python and replayed from a CUDA graph, the twin in float32 as released, and by how much bf16 moves the loss.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from calibrate import in_fresh_process, interleave, medians, print_calibration, report
 from torch import Tensor
 
+from paperlib.core import training
 from paperlib.core.video import moving
 from paperlib.sequence import phydnet, simvp, swinlstm
 
@@ -167,26 +169,37 @@ def ratios(rounds: int, threads: int) -> dict[str, float]:
     return found
 
 
-def in_bf16(loss: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
-    """Return a loss whose products are taken in bf16."""
-
-    def taken(net: torch.nn.Module, clips: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            return loss(net, clips)
-
-    return taken
-
-
-def gpu_ratios(rounds: int, device: str = "cuda", batch: int = 16) -> dict[str, float]:
-    """Return what the twin in float32 takes over ours in bf16 on a GPU, and by which share the two losses differ, for ``batch`` clips."""
+def gpu_ratios(rounds: int, batch: int = 16) -> dict[str, float]:
+    """Return what the twin in float32 takes over ours as `fit` takes it on a GPU, in bf16, each operation asked for by Python and replayed from a record, and by which share the loss differs, for ``batch`` clips."""
     found = {}
     for name, make, ours, twin in {cases[2]: (name.rsplit(",", 1)[0], cases[0], *cases[2:]) for name, cases in CASES.items()}.values():
         torch.manual_seed(0)
-        net, clips = make().train().to(device), moving().draw(batch, 0).frames.to(device)
-        calls = {"twin": partial(gradients, twin, net, clips), "ours": partial(gradients, in_bf16(ours, device), net, clips)}
-        plain_loss, our_loss = calls["twin"]()[0], calls["ours"]()[0]
-        times = interleave(calls, rounds, torch.cuda.synchronize if device == "cuda" else None)
-        found[f"GPU, training step, {name}, {batch} clips: float32 twin / ours in bf16"] = statistics.median(t / o for t, o in zip(times["twin"], times["ours"]))
+        net, clips = make().train(), moving().draw(batch, 0).frames.cuda()
+        other = copy.deepcopy(net).cuda()
+        with training._session(net, torch.device("cuda"), None, 1) as (accelerator, prepared):
+            replay = training._Replay(lambda: None)
+
+            def released(twin: Callable = twin, other: torch.nn.Module = other, clips: Tensor = clips) -> Tensor:
+                other.zero_grad()
+                loss = twin(other, clips)
+                loss.backward()
+                return loss
+
+            def asked(ours: Callable = ours, accelerator: Accelerator = accelerator, prepared: torch.nn.Module = prepared, clips: Tensor = clips) -> Tensor:
+                prepared.zero_grad()
+                loss = ours(prepared, clips)
+                accelerator.backward(loss)
+                return loss
+
+            def replayed(ours: Callable = ours, accelerator: Accelerator = accelerator, prepared: torch.nn.Module = prepared, clips: Tensor = clips, replay: training._Replay = replay) -> Tensor:
+                return replay(accelerator, prepared, ours, clips, 0)[0]
+
+            calls = {"twin": released, "asked": asked, "replayed": replayed}
+            plain_loss, our_loss = released().item(), replayed().item()
+            times = interleave(calls, rounds, torch.cuda.synchronize)
+        for what in ("asked", "replayed"):
+            found[f"GPU, training step, {name}, {batch} clips: float32 twin / ours in bf16, {what}"] = statistics.median(t / o for t, o in zip(times["twin"], times[what]))
+        found[f"GPU, training step, {name}, {batch} clips: ours, ms"] = 1e3 * statistics.median(times["replayed"])
         found[f"GPU, {name}: loss in bf16, relative difference"] = abs(our_loss - plain_loss) / abs(plain_loss)
     return found
 

@@ -50,11 +50,11 @@ def window_reverse(windows: Tensor, size: int, height: int, width: int) -> Tenso
 # %% ../../nbs/core/layers.ipynb #index
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def relative_position_index(size: int) -> Tensor:
+def relative_position_index(size: int, device: str | torch.device = "cpu") -> Tensor:
     """Return which row of the table of displacements belongs to each pair of tokens: (M * M, M * M) int64, shared, not to be written to."""
     y, x = torch.meshgrid(*[torch.arange(size, device="cpu")] * 2, indexing="ij")
     dy, dx = (p.flatten()[:, None] - p.flatten()[None] + size - 1 for p in (y, x))
-    return dy * (2 * size - 1) + dx
+    return (dy * (2 * size - 1) + dx).to(device)
 
 # %% ../../nbs/core/layers.ipynb #mask
 MASKED = -100.0                                       # exp(-100) is 4e-44: nothing beside scores of order 1
@@ -325,8 +325,7 @@ class WindowAttention(nn.Module):
         table, n = self.relative_position_bias_table, self.window_size**2
         if table is None:
             return self.qkv.weight.new_zeros(self.num_heads, n, n)
-        index = relative_position_index(self.window_size).flatten().to(table.device)
-        return table.t().index_select(1, index).view(-1, n, n)
+        return table.t().index_select(1, relative_position_index(self.window_size, table.device).flatten()).view(-1, n, n)
 
     def folded(self, rows: int, columns: int, shift: int) -> tuple[Tensor, Tensor]:
         """Return bias and mask of each kind of window, and the kind of each window; inside `bias_once`, those of the first call."""

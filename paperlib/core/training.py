@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, patch_environment, send_to_device
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, patch_environment, recursively_apply, send_to_device
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
@@ -167,17 +167,73 @@ def _seed(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(seed)
 
+# %% ../../nbs/core/training.ipynb #replay
+def _tensors(batch: Any) -> list[Tensor]:
+    """Return the tensors of a batch in a fixed order, whatever they are nested in."""
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    return [batch] if isinstance(batch, Tensor) else [t for part in parts for t in _tensors(part)]
+
+
+class _Replay:
+    """Forward and backward of a step as CUDA graphs, one for each value of ``key()`` and each shape of batch."""
+
+    def __init__(self, key: Callable[[], Any]):
+        self.key, self.kept = key, {}
+
+    def __call__(self, accelerator: Accelerator, model: nn.Module, loss_fn: Callable, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Leave the gradient in ``.grad`` and return loss and scalars, which the next replay overwrites."""
+        sign = (self.key(), *((t.shape, t.dtype) for t in _tensors(batch)))
+        if sign not in self.kept:
+            self.kept[sign] = self._record(accelerator, model, loss_fn, batch)
+        graph, given, out, gradients = self.kept[sign]
+        for place, t in zip(_tensors(given), _tensors(batch)):
+            place.copy_(t)
+        _seed(accelerator.device, seed)
+        graph.replay()
+        for p, g in gradients:
+            p.grad = g
+        return out
+
+    def _record(self, accelerator: Accelerator, model: nn.Module, loss_fn: Callable, batch: Any) -> tuple:
+        batch = recursively_apply(torch.clone, batch)                            # a place of its own: the caller's tensors are not written to
+
+        def once() -> tuple[Tensor, dict]:
+            loss, scalars = _loss_and_scalars(loss_fn(model, batch))
+            if numbers_only := [k for k, v in scalars.items() if not isinstance(v, Tensor)]:
+                raise ValueError(f"with replay, scalars beside the loss must be tensors, or they would stay what they were at the first step; got a number for {numbers_only}")
+            accelerator.backward(loss)
+            return loss.detach(), {k: v.detach() for k, v in scalars.items()}
+
+        buffers, side = [(b, b.clone()) for b in model.buffers()], torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                once()
+        torch.cuda.current_stream().wait_stream(side)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        model.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = once()
+        return graph, batch, out, [(p, p.grad) for p in model.parameters()]
+
+
 # %% ../../nbs/core/training.ipynb #gradient
-def _gradient(accelerator: Accelerator, model: nn.Module, batches: Callable, loss_fn: Callable, step: int, seed: int) -> dict[str, Tensor]:
+def _gradient(accelerator: Accelerator, model: nn.Module, batches: Callable, loss_fn: Callable, step: int, seed: int, replay: _Replay | None = None) -> dict[str, Tensor]:
     """Leave the mean gradient of one step in ``.grad`` and return this process's mean loss and scalars, still on the device."""
     A, rows = accelerator.gradient_accumulation_steps, []
     for j in range(A):
         part = accelerator.process_index * A + j
-        _seed(accelerator.device, _stream_seed(seed, _STEP, step, part))
+        own_seed = _stream_seed(seed, _STEP, step, part)
+        _seed(accelerator.device, own_seed)
         batch = send_to_device(batches(step, part, accelerator.num_processes * A), accelerator.device, non_blocking=True)
         with nullcontext() if j == A - 1 else accelerator.no_sync(model):    # processes exchange gradients once a step
-            loss, scalars = _loss_and_scalars(loss_fn(model, batch))
-            accelerator.backward(loss)                                       # divides by A
+            if replay is None:
+                loss, scalars = _loss_and_scalars(loss_fn(model, batch))
+                accelerator.backward(loss)                                   # divides by A
+            else:
+                loss, scalars = replay(accelerator, model, loss_fn, batch, own_seed)
         rows.append({k: torch.as_tensor(v, device=accelerator.device).detach().float() for k, v in ({"loss": loss} | scalars).items()})
     return {k: torch.stack([row[k] for row in rows]).mean() for k in rows[0]}
 
@@ -364,7 +420,7 @@ _LOOK_EVERY = {"cpu": 1, "cuda": 20}      # steps between looks at the losses; a
 
 
 def _steps(run: _Run, accelerator: Accelerator, model: nn.Module, batches: Callable, loss_fn: Callable, steps: int, seed: int,
-           clip_norm: float | None, checkpoint_every: int, bar: tqdm) -> None:
+           clip_norm: float | None, checkpoint_every: int, bar: tqdm, replay: _Replay | None = None) -> None:
     """Take the steps that are left. ``model`` is the one that Accelerate prepared."""
     history, pending, look_every = run.history, [], _LOOK_EVERY[accelerator.device.type]
     starts = accelerator.gather(torch.tensor([history.steps], device=accelerator.device)).unique().tolist()
@@ -375,7 +431,7 @@ def _steps(run: _Run, accelerator: Accelerator, model: nn.Module, batches: Calla
         done = step + 1
         save = run.path is not None and (done % checkpoint_every == 0 or done == steps)
         run.optimizer.zero_grad()
-        pending.append(_gradient(accelerator, model, batches, loss_fn, step, seed))
+        pending.append(_gradient(accelerator, model, batches, loss_fn, step, seed, replay))
         if clip_norm is not None:
             accelerator.clip_grad_norm_(model.parameters(), clip_norm)
         if len(pending) == look_every or save or done == steps:
@@ -407,7 +463,7 @@ def _check_call(batches: Callable, steps: int, accumulate: int, checkpoint_every
 def fit(model: nn.Module, batches: Callable, loss_fn: Callable, optimizer: torch.optim.Optimizer, steps: int, *, seed: int = 0,
         device: str | torch.device = "auto", scheduler: Any = None, mixed_precision: str | None = None, accumulate: int = 1,
         clip_norm: float | None = None, hooks: Sequence = (), checkpoint: str | os.PathLike | None = "auto", checkpoint_every: int = 500,
-        progress: bool = True, desc: str = "fit") -> History:
+        progress: bool = True, desc: str = "fit", replay: Callable[[], Any] | None = None) -> History:
     """Train ``model`` in place, resuming from the checkpoint if there is one; it ends on ``device``, in train mode.
 
     Parameters
@@ -425,6 +481,8 @@ def fit(model: nn.Module, batches: Callable, loss_fn: Callable, optimizer: torch
     checkpoint : a path, None, or "auto": ``$PAPERLIB_WORK/<desc>.pt`` where that variable is set, else none
     checkpoint_every : steps between checkpoints; the last step writes one too
     progress, desc : a bar on stderr (main process only), and its title
+    replay : one process on a GPU, without micro-batches, records a step's operations once for each value of ``replay()`` and each shape of batch, and replays them; for a loss
+        that does the same operations whenever the value is the same, draws its random numbers from torch on the device, and returns tensors. Elsewhere it is not looked at
 
     Raises
     ------
@@ -443,9 +501,10 @@ def fit(model: nn.Module, batches: Callable, loss_fn: Callable, optimizer: torch
         prepared.train()
         run = _Run(model, optimizer, scheduler, hooks, path, fingerprint)
         run.start()
+        recorder = _Replay(replay) if replay and accelerator.device.type == "cuda" and accelerator.num_processes * accumulate == 1 else None
         with tqdm(total=steps, initial=run.history.steps, desc=desc, unit="step", mininterval=0.5, leave=False,
                   disable=not (progress and accelerator.is_main_process)) as bar:
-            _steps(run, accelerator, prepared, batches, loss_fn, steps, seed, clip_norm, checkpoint_every, bar)
+            _steps(run, accelerator, prepared, batches, loss_fn, steps, seed, clip_norm, checkpoint_every, bar, recorder)
     if checkpoint == "auto" and path is not None:
         _finished.add(path)
     return run.history

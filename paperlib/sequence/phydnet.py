@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import factorial
 from numbers import Integral
 from typing import NamedTuple
@@ -37,6 +38,13 @@ def taylor(n: int) -> Tensor:
     return torch.stack([u**i / factorial(i) for i in range(n)])
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _taylor_on(device: torch.device, n: int) -> Tensor:
+    """Return that matrix on a device, made once: to copy it there anew at each step would wait for the device."""
+    return taylor(n).to(device)
+
+
 def kernel_to_moments(kernels: Tensor) -> Tensor:
     r"""Return the moments $\frac1{i!\,j!}\sum_{u,v}u^iv^jw_{uv}$ of kernels (..., n, m): same shape, rows first, float64.
 
@@ -46,7 +54,7 @@ def kernel_to_moments(kernels: Tensor) -> Tensor:
     """
     if not isinstance(kernels, Tensor) or kernels.ndim < 2:
         raise ValueError(f"expected kernels (..., n, m), got {tuple(kernels.shape) if isinstance(kernels, Tensor) else type(kernels).__name__}")
-    rows, columns = (taylor(n).to(kernels.device) for n in kernels.shape[-2:])
+    rows, columns = (_taylor_on(kernels.device, n) for n in kernels.shape[-2:])
     return torch.einsum("iu,...uv,jv->...ij", rows, kernels.double(), columns)
 
 
@@ -563,7 +571,7 @@ def train(model: nn.Module, batches: Callable[..., Tensor], preset: PhyDNetPrese
         return error + preset.moments * model.moment_loss() if held else error
 
     optimizer, scheduler = adam(model, preset.lr, preset.steps, preset.warm)
-    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=(forced, *hooks), desc=desc)
+    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=(forced, *hooks), desc=desc, replay=forced)
 
 # %% ../../nbs/sequence/phydnet.ipynb #sound
 def require_sound(preset: PhyDNetPreset) -> None:

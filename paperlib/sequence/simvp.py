@@ -519,7 +519,7 @@ def train(model: SimVP, batches: Callable[..., Tensor], preset: SimVPPreset, see
     optimizer, scheduler = adam(model, preset.lr, preset.steps, preset.warm)
     n, m = preset.frames_in, preset.frames_out
     loss = lambda net, clips: F.mse_loss(net(clips[:, :n], m), clips[:, n:n + m])
-    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=hooks, desc=desc)
+    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, hooks=hooks, desc=desc, replay=lambda: None)
 
 # %% ../../nbs/sequence/simvp.ipynb #mixtures
 PARTS = ("encoder", "translator", "decoder")

@@ -454,7 +454,7 @@ def train(model: SwinLSTM, batches: Callable[..., Tensor], preset: SwinLSTMPrese
     n, m = preset.frames_in, preset.frames_out
     loss = lambda net, clips: F.mse_loss(net(clips[:, :n], m, all_steps=True), clips[:, 1:n + m])
     optimizer, scheduler = adam(model, preset.lr, preset.steps, preset.warm)
-    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, clip_norm=preset.clip_norm or None, hooks=hooks, desc=desc)
+    return fit(model, batches, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, clip_norm=preset.clip_norm or None, hooks=hooks, desc=desc, replay=lambda: None)
 
 
 def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
