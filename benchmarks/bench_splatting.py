@@ -159,7 +159,7 @@ def on_gpu(rounds: int, with_lego: bool, points: int = 100_000, device: str = "c
     wait = torch.cuda.synchronize if device == "cuda" else None
     found = {f"GPU, {points:,} Gaussians: training step, ms": 1e3 * statistics.median(interleave({"ours": trainer.step}, rounds, wait)["ours"])}
     v, model = trainer.views, trainer.model()
-    target, given = v.targets[0].to(device), [t.detach().clone().requires_grad_() for t in model.gaussians().activated()]
+    target, given = v.targets[0].to(device), [t.detach().to(device).clone().requires_grad_() for t in model.gaussians().activated()]
 
     def gradients(backend: str) -> list[torch.Tensor]:
         height, width = target.shape[:2]

@@ -36,17 +36,17 @@ def scene(n=300, degree=2, seed=0, width=45, height=37):
 
 
 def draw(given, width, height, backend="numba", dtype=torch.float32, **options):
-    """Return the rendering, its five channels (H, W, 5) and the leaves."""
-    leaves = {k: v.to(dtype).clone().requires_grad_() for k, v in given.items()}
+    """Return the rendering, its five channels (H, W, 5) and the leaves, on a GPU for Triton where there is one."""
+    leaves = {k: v.to("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu", dtype).clone().requires_grad_() for k, v in given.items()}
     r = rasterize(*(leaves[k] for k in NAMES[:7]), width, height, leaves["background"], backend, shifts=leaves["shifts"], **options)
-    return r, torch.cat([r.image, r.opacity[..., None], r.depth[..., None]], 2).double(), leaves
+    return r, torch.cat([r.image, r.opacity[..., None], r.depth[..., None]], 2).double().cpu(), leaves
 
 
 def gradients(given, width, height, backend, dtype, **options):
     """Return the five channels and the gradients of a random sum of them, by name."""
     probe = torch.randn(height, width, 5, generator=torch.Generator().manual_seed(9)).double()
     _, out, leaves = draw(given, width, height, backend, dtype, **options)
-    return out.detach(), dict(zip(NAMES, torch.autograd.grad((out * probe).sum(), list(leaves.values()))))
+    return out.detach(), dict(zip(NAMES, (g.cpu() for g in torch.autograd.grad((out * probe).sum(), list(leaves.values())))))
 
 
 def off(a, b):

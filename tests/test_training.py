@@ -679,3 +679,78 @@ def test_gpu_resume_and_nan_stop(tmp_path):
 
     with pytest.raises(FloatingPointError, match="loss is nan at step 8 "):
         train(40, device="cuda", loss_fn=bad)
+
+
+class Normed(nn.Module):
+    """A net with dropout and statistics of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def normed(steps, **kwargs):
+    torch.manual_seed(0)
+    model = Normed()
+    history = fit(model, Batches((X, Y), 12), squares, torch.optim.Adam(model.parameters(), 1e-2), steps, progress=False, mixed_precision="no", **kwargs)
+    return model, history
+
+
+def test_replay_is_not_looked_at_on_a_cpu():
+    asked, replayed = (normed(10, device="cpu", replay=r)[0] for r in (None, lambda: pytest.fail("the key was asked for")))
+    assert torch.equal(vector(asked), vector(replayed))
+
+
+@needs_gpu
+def test_replayed_steps_are_the_asked_ones():
+    off = lambda m: [setattr(d, "p", 0.0) for d in m.modules() if isinstance(d, nn.Dropout)]
+    hook = type("NoDropout", (), {"on_start": lambda self, model, optimizer: off(model)})
+    (asked, one), (replayed, two) = (normed(40, device="cuda", hooks=[hook()], replay=r) for r in (None, lambda: None))
+    torch.testing.assert_close(vector(replayed), vector(asked), atol=1e-4, rtol=0)
+    for (key, a), b in zip(asked.named_buffers(), replayed.buffers()):
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4, msg=key)         # statistics: moved once a step, not by the recording
+    assert one.loss == pytest.approx(two.loss, abs=1e-3)
+
+
+@needs_gpu
+def test_a_replay_draws_anew_and_by_the_seed():
+    seen = []
+
+    def drawn(model, batch):
+        noise = torch.rand((), device="cuda")
+        return squares(model, batch) * (1 + 0 * noise), {"noise": noise}
+
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        model = mlp()
+        seen.append(fit(model, Batches((X, Y), 12), drawn, torch.optim.SGD(model.parameters(), 1e-2), 10, seed=seed, device="cuda", progress=False, replay=lambda: None).scalars["noise"])
+    assert seen[0] == seen[1] != seen[2] and len(set(seen[0])) == 10
+
+
+@needs_gpu
+def test_each_key_and_each_shape_has_its_own_record():
+    steps = []
+
+    class Way:
+        def on_step(self, model, optimizer, done):
+            steps.append(done)
+
+    signed = lambda model, batch: squares(model, batch) * (1.0 if len(steps) % 2 else 2.0)
+    ragged = lambda step, rank, world: tuple(t[:6 + step % 3] for t in (X, Y))
+    losses = []
+    for replay in (None, lambda: len(steps) % 2):
+        steps.clear()
+        torch.manual_seed(0)
+        model = mlp()
+        losses.append(fit(model, ragged, signed, torch.optim.SGD(model.parameters(), 1e-3), 12, device="cuda", mixed_precision="no", hooks=[Way()], progress=False, replay=replay).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@needs_gpu
+def test_a_replayed_number_is_refused():
+    model = mlp()
+    with pytest.raises(ValueError, match="with replay, scalars beside the loss must be tensors.*'epoch'"):
+        fit(model, Batches((X, Y), 12), lambda m, b: (squares(m, b), {"epoch": 1.0}), torch.optim.SGD(model.parameters(), 1e-3), 2, device="cuda", progress=False, replay=lambda: None)
