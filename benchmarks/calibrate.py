@@ -91,15 +91,22 @@ def medians(measured: list[dict[str, float]], note: str = "", digits: int = 3) -
 
 
 def report(rows: list[tuple[str, float, str]], path: Path | None = None, digits: int = 3) -> None:
-    """Print rows (what, value, note) in columns, and write them to a CSV file if one is given: to a temporary name, then renamed."""
+    """Print rows (what, value, note) in columns, and write them to a CSV file if one is given: to a temporary name, then renamed.
+
+    Rows of a GPU that the file has stay where this machine has none.
+    """
     width = max(len(what) for what, _, _ in rows)
     for what, value, note in rows:
         print(f"{what:{width}} {value:10.{digits}g}   {note}")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.is_file() and not torch.cuda.is_available():
+            with path.open(encoding="utf-8", newline="") as file:
+                kept = [row for row in csv.reader(file) if "GPU" in row[0]]
         temporary = path.with_suffix(".tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "value", "note"), *((what, f"{value:.{digits}g}", note) for what, value, note in rows)])
+            csv.writer(file).writerows([("what", "value", "note"), *((what, f"{value:.{digits}g}", note) for what, value, note in rows), *kept])
         temporary.replace(path)
 
 

@@ -56,3 +56,14 @@ def test_rounds_interleave_each_in_an_order_of_its_own():
 def test_no_rounds_is_an_error():
     with pytest.raises(ValueError, match="got 0"):
         calibrate.calibrate(rounds=0)
+
+
+def test_rows_of_a_gpu_survive_a_record_without_one(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.csv"
+    file.write_text("what,value,note\nstep,1,old\n\"GPU, step\",9,an H200\n1 M on the GPU,7,an H200\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    calibrate.report([("step", 2.0, "new")], file)
+    assert file.read_text() == "what,value,note\nstep,2,new\n\"GPU, step\",9,an H200\n1 M on the GPU,7,an H200\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    calibrate.report([("step", 2.0, "new")], file)
+    assert "GPU" not in file.read_text()

