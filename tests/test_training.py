@@ -754,3 +754,10 @@ def test_a_replayed_number_is_refused():
     model = mlp()
     with pytest.raises(ValueError, match="with replay, scalars beside the loss must be tensors.*'epoch'"):
         fit(model, Batches((X, Y), 12), lambda m, b: (squares(m, b), {"epoch": 1.0}), torch.optim.SGD(model.parameters(), 1e-3), 2, device="cuda", progress=False, replay=lambda: None)
+
+
+def test_a_replayed_batch_holds_tensors_alone():
+    a, b, c = torch.zeros(2), torch.ones(3), torch.ones(1)
+    assert [t.shape for t in training._tensors({"x": (a, [b]), "y": c})] == [(2,), (3,), (1,)]
+    with pytest.raises(ValueError, match="with replay, a batch must be tensors in tuples, lists or dicts, got a str in it"):
+        training._tensors((a, {"name": "x"}))

@@ -169,9 +169,12 @@ def _seed(device: torch.device, seed: int) -> None:
 
 # %% ../../nbs/core/training.ipynb #replay
 def _tensors(batch: Any) -> list[Tensor]:
-    """Return the tensors of a batch in a fixed order, whatever they are nested in."""
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
-    return [batch] if isinstance(batch, Tensor) else [t for part in parts for t in _tensors(part)]
+    """Return the tensors of a batch in a fixed order, whatever they are nested in; anything else would stay what it was when the step was recorded."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if not isinstance(batch, (dict, tuple, list)):
+        raise ValueError(f"with replay, a batch must be tensors in tuples, lists or dicts, got a {type(batch).__name__} in it")
+    return [t for part in (batch.values() if isinstance(batch, dict) else batch) for t in _tensors(part)]
 
 
 class _Replay:
