@@ -51,7 +51,7 @@ def test_import_is_light_and_fast():
     (["run", "srcnn", "-p", "smal"], ["'smal'", "did you mean 'small'?"]),
     (["run", "srcnn", "-o", "step=3"], ["'step'", "did you mean 'steps'?"]),
     (["run", "srcnn", "-o", "steps=many"], ["steps='many'", "expected int"]),
-    (["run", "srcnn", "-o", "lr=nan"], ["lr=", "expected float"]),
+    (["run", "srcnn", "-o", "lr=nan"], ["lr=", "expected float, got one that is not finite"]),
     (["run", "srcnn", "-o", "filters=9,5"], ["filters=", "expected tuple[int, int, int]"]),
     (["run", "srcnn", "-o", "steps"], ["-o steps", "expected key=value"]),
     (["run", "srcnn", "-s", "-1"], ["--seed -1"]),

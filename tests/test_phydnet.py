@@ -328,3 +328,18 @@ def test_frames_that_do_not_fit():
                 (clip, 2, clip[:1], r"truth of \(1, 2, 1, 8, 8\)"), (clip, 2, clip[..., :4], r"truth of \(2, 2, 1, 8, 4\)"), (clip, 4, clip, r"expected \(2, 4, 1, 8, 8\)"), (clip, 2, clip[0], r"truth of \(2, 1, 8, 8\)")):
             with pytest.raises(ValueError, match=message):
                 model(x, m, truth)
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"state": None}, "expected a state dict, name -> tensor, got None"),
+    ({"state": "phydnet.pth"}, "got 'phydnet.pth'; read a file with torch.load"),
+    ({"state": {"model": {}, "epoch": 3}}, "but 'model' is dict; of a whole checkpoint pass the state dict that it holds"),
+    ({"convcell": {"hiden_dims": [64]}}, "convcell has no argument 'hiden_dims': expected input_shape, input_dim, hidden_dims"),
+    ({"phycell": {"kernel_size": 7}}, "kernel_size=7: expected whole numbers in a list or tuple, all the same"),
+    ({"phycell": {"kernel_size": (7, 5)}}, "all the same"),
+    ({"phycell": {"F_hidden_dims": []}}, "F_hidden_dims=.*: expected whole numbers"),
+    ({"convcell": {"hidden_dims": 64}}, "hidden_dims=64: expected whole numbers in a list or tuple$")])
+def test_what_the_official_cells_do_not_take_is_named(given, message):
+    state = given.pop("state", PhyDNet().to_official())
+    with pytest.raises(ValueError, match=message):
+        PhyDNet.from_official(state, **given)

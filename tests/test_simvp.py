@@ -241,3 +241,9 @@ def test_a_set_that_is_not_here_says_where_it_may_be_had(name, monkeypatch, tmp_
     monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="was not found"):
         simvp.experiment(replace(PAPER.presets["small"], data=name, size=64), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("state", [None, [1], "simvp.pth", {"state_dict": {}}])
+def test_what_is_no_state_dict_is_named(state):
+    with pytest.raises(ValueError, match="expected a state dict, name -> tensor"):
+        SimVP.from_official(state, (10, 1, 64, 64))

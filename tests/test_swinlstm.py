@@ -272,3 +272,9 @@ def test_a_clip_makes_each_bias_once_and_the_next_clip_makes_it_anew(monkeypatch
         net(clips, 0)                                           # nothing is left open by a refusal
     net.step(clips[:, 0])
     assert len(made) == 4 and not torch.equal(net(clips, 3), first) and len(made) == 6
+
+
+@pytest.mark.parametrize("state", [None, [1], "swinlstm.pth", {"state_dict": {}}])
+def test_what_is_no_state_dict_is_named(state):
+    with pytest.raises(ValueError, match="expected a state dict, name -> tensor"):
+        SwinLSTM.from_official(state)

@@ -519,3 +519,9 @@ def test_a_set_with_shorter_clips_than_asked_for_says_so(tmp_path, monkeypatch):
     assert material("taxibj", 8, 8, 8, 2, 2, 0).test.shape == (2, 8, 2, 8, 8)
     with pytest.raises(ValueError, match="taxibj has clips of 8 frames; 20 were asked for"):
         material("taxibj", 8, 20, 20, 2, 2, 0)
+
+
+def test_a_person_that_kth_has_not_is_named(tmp_path):
+    (tmp_path / "walking" / "person26_walking_d1").mkdir(parents=True)
+    with pytest.raises(ValueError, match="person26.*expected persons 01 to 25"):
+        read_kth(tmp_path, "test", 4, 8)

@@ -116,6 +116,7 @@ def override(preset: Preset, overrides: dict[str, object]) -> Preset:
             want = getattr(kinds[key], "__name__", None) if not typing.get_args(kinds[key]) else str(kinds[key])
             shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
             found = f"tuple[{', '.join(type(x).__name__ for x in got)}]" if isinstance(got, tuple) else type(got).__name__
+            found = "one that is not finite" if kinds[key] is float and isinstance(got, float) else found
             raise ValueError(f"{key}={shown}: expected {want}, got {found}")
         changed[key] = float(got) if kinds[key] is float else got
     return dataclasses.replace(preset, **changed)

@@ -32,7 +32,8 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['Batches', 'resolve_device', 'History', 'fit', 'EMA', 'save_weights', 'load_weights', 'load_exactly']
+__all__ = ['Batches', 'resolve_device', 'History', 'fit', 'EMA', 'save_weights', 'load_weights', 'require_state_dict',
+           'load_exactly']
 
 # %% ../../nbs/core/training.ipynb #stream-seed
 _SHUFFLE, _TRANSFORM, _STEP = range(3)      # the streams
@@ -600,6 +601,14 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     return state, json.loads(card)
 
 # %% ../../nbs/core/training.ipynb #load-exactly
+def require_state_dict(state: Any) -> None:
+    """Refuse what is no mapping of names to tensors, as a path or a whole checkpoint: ValueError."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"expected a state dict, name -> tensor, got {state!r:.60}; read a file with torch.load(path, weights_only=True) first")
+    if odd := [k for k, v in state.items() if not isinstance(v, (Tensor, np.ndarray))]:
+        raise ValueError(f"expected a state dict, name -> tensor, but {odd[0]!r} is {type(state[odd[0]]).__name__}; of a whole checkpoint pass the state dict that it holds")
+
+
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], hint: str = "") -> nn.Module:
     """Load a state dict that must have the model's names and shapes, no more and no less; return the model, in eval mode.
 

@@ -464,7 +464,7 @@ def read_kth(folder: str | os.PathLike, split: str = "train", frames: int = 30, 
     Raises
     ------
     ValueError
-        Another split, a name without a person's number, nobody of that split, or no film long enough.
+        Another split, a name without a person's number from 1 to 25, nobody of that split, or no film long enough.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: expected train or test")
@@ -473,6 +473,8 @@ def read_kth(folder: str | os.PathLike, split: str = "train", frames: int = 30, 
         person = re.match(r"person(\d+)", path.name)
         if not person:
             raise ValueError(f"{path}: expected a name that begins with personNN")
+        if not 1 <= int(person[1]) <= 25:
+            raise ValueError(f"{path}: expected persons 01 to 25")
         if (int(person[1]) <= 16) == (split == "train"):
             films += [run for run in _runs(_pictures(path)) if run] if path.is_dir() else [path]
     if not films:

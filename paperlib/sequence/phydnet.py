@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from ..core.layers import ConvLSTMCell, halves
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import fit, load_exactly, save_weights
+from ..core.training import fit, load_exactly, require_state_dict, save_weights
 from ..core.video import WORLDS, Curve, adam, by_frame, evaluate, material, predict, require_floats, require_video, unroll
 
 # %% auto #0
 __all__ = ['BRANCHES', 'SHORT', 'ON_GPU', 'PAPER', 'MODELS', 'EQUATION', 'taylor', 'kernel_to_moments', 'moments_to_kernel',
            'derivatives', 'PhyCell', 'over_time', 'Branch', 'State', 'Step', 'require_truth', 'require_state',
-           'Branches', 'PhyDNet', 'our_name', 'official_name', 'load_official', 'official_state', 'moment_loss',
-           'PixelPhysics', 'PhyDNetPreset', 'Forcing', 'config_of', 'train', 'require_sound', 'branches_apart',
-           'experiment']
+           'Branches', 'PhyDNet', 'our_name', 'official_name', 'require_arguments', 'load_official', 'official_state',
+           'moment_loss', 'PixelPhysics', 'PhyDNetPreset', 'Forcing', 'config_of', 'train', 'require_sound',
+           'branches_apart', 'experiment']
 
 # %% ../../nbs/sequence/phydnet.ipynb #moments
 def taylor(n: int) -> Tensor:
@@ -407,12 +407,26 @@ def official_name(name: str) -> str:
     return f"{part}.{'upc' if part.startswith('decoder') else 'c'}{int(number) + 1}.{'main.' if '.' in rest else ''}{rest}"
 
 
+def require_arguments(phycell: Mapping, convcell: Mapping) -> tuple[Sequence[int], Sequence[int], int, Sequence[int]]:
+    """Return filters, kernel sides, layers and hidden channels from the arguments of the official cells; refuse names that those have not, and kernels or filters of two sizes."""
+    for cell, given, own in (("phycell", phycell, "F_hidden_dims"), ("convcell", convcell, "hidden_dims")):
+        known = ("input_shape", "input_dim", own, "n_layers", "kernel_size", "device")
+        if odd := [k for k in given if k not in known]:
+            raise ValueError(f"{cell} has no argument {odd[0]!r}: expected {', '.join(known)}")
+    filters, kernel, hidden = phycell.get("F_hidden_dims", [49]), phycell.get("kernel_size", (7, 7)), convcell.get("hidden_dims", (128, 128, 64))
+    for name, value in (("F_hidden_dims", filters), ("kernel_size", kernel), ("hidden_dims", hidden)):
+        if not isinstance(value, Sequence) or not value or any(not isinstance(n, Integral) for n in value) or name != "hidden_dims" and len(set(value)) > 1:
+            raise ValueError(f"{name}={value!r}: expected whole numbers in a list or tuple{', all the same' * (name != 'hidden_dims')}")
+    return filters, kernel, phycell.get("n_layers", 1), hidden
+
+
 def load_official(cls: type, state: Mapping[str, Tensor], phycell: Mapping, convcell: Mapping) -> PhyDNet:
     """Build a `PhyDNet` from a state dict with the official names, for frames of the channels that it has, in eval mode; see `PhyDNet.from_official`."""
+    require_state_dict(state)
+    filters, kernel, layers, hidden = require_arguments(phycell, convcell)
     found = {our_name(k): v for k, v in state.items()}
     channels = found["encoder.0.0.weight"].shape[1] if "encoder.0.0.weight" in found else 1
-    filters, kernel = phycell.get("F_hidden_dims", [49]), phycell.get("kernel_size", (7, 7))
-    model = cls(channels, filters[0], phycell.get("n_layers", 1), kernel[0], tuple(convcell.get("hidden_dims", (128, 128, 64))))
+    model = cls(channels, filters[0], layers, kernel[0], tuple(hidden))
     return load_exactly(model, found, "check phycell and convcell")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core.layers import ConvLSTMCell, Mlp, WindowAttention
 from ..core.metrics import mse_sum_frame
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import fit, load_exactly, save_weights
+from ..core.training import fit, load_exactly, require_state_dict, save_weights
 from ..core.video import WORLDS, Curve, Material, adam, apart, by_frame, evaluate, material, mean_of_inputs, moving, predict, require_floats, require_video, unroll
 
 # %% auto #0
@@ -348,6 +348,7 @@ class SimVP(nn.Module):
         ValueError
             No official name at all, or names or shapes of another network, with the first of them; the other variant is named as such.
         """
+        require_state_dict(state)
         model = cls(shape_in, hid_S, hid_T, N_S, N_T, incep_ker, groups, None, variant)
         return load_exactly(model, renamed(state, variant), "check shape_in, hid_S, hid_T and incep_ker")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.layers import DropPath, Mlp, WindowAttention, bias_once, relative_position_index, shift_mask
 from ..core.paper import Claim, Paper, Preset
-from ..core.training import fit, load_exactly, save_weights
+from ..core.training import fit, load_exactly, require_state_dict, save_weights
 from ..core.video import WORLDS, Curve, adam, evaluate, material, require_floats, require_video, unroll
 
 # %% auto #0
@@ -343,6 +343,7 @@ def load_official(cls: type, state: Mapping[str, Tensor], kind: str = "B", img_s
     ValueError
         An unknown kind, names or shapes of another network, with the first of them.
     """
+    require_state_dict(state)
     if kind not in ("B", "D"):
         raise ValueError(f"kind={kind!r}: expected B or D")
     heads = num_heads or ((4,) if kind == "B" else (4, 8))
