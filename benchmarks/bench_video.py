@@ -177,7 +177,7 @@ def gpu_ratios(rounds: int, batch: int = 16) -> dict[str, float]:
         net, clips = make().train(), moving().draw(batch, 0).frames.cuda()
         other = copy.deepcopy(net).cuda()
         with training._session(net, torch.device("cuda"), None, 1) as (accelerator, prepared):
-            replay = training._Replay(lambda: None)
+            replay = training._Replay(lambda: None, net, torch.optim.SGD(net.parameters(), 0.0))
 
             def released(twin: Callable = twin, other: torch.nn.Module = other, clips: Tensor = clips) -> Tensor:
                 other.zero_grad()
@@ -199,7 +199,7 @@ def gpu_ratios(rounds: int, batch: int = 16) -> dict[str, float]:
             times = interleave(calls, rounds, torch.cuda.synchronize)
         for what in ("asked", "replayed"):
             found[f"GPU, training step, {name}, {batch} clips: float32 twin / ours in bf16, {what}"] = statistics.median(t / o for t, o in zip(times["twin"], times[what]))
-        found[f"GPU, training step, {name}, {batch} clips: ours, ms"] = 1e3 * statistics.median(times["replayed"])
+        found[f"GPU, training step, {name}, {batch} clips: ours, replayed, ms"] = 1e3 * statistics.median(times["replayed"])
         found[f"GPU, {name}: loss in bf16, relative difference"] = abs(our_loss - plain_loss) / abs(plain_loss)
     return found
 

@@ -49,7 +49,7 @@ DENOISING = override(diffusiondepth.PAPER.presets["smoke"], {"diffusion": "gt", 
 
 
 def denoising_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Return DiffusionDepth's loss at the same times and noise whenever it is called, drawn on the CPU; truth is diffused, so that the encoder learns too."""
+    """Return DiffusionDepth's loss at the same times and noise whenever it is called, drawn on the CPU, since a GPU draws other numbers from one seed; truth is diffused, so that the encoder learns too."""
     g, randn, randint = torch.Generator().manual_seed(0), torch.randn, torch.randint
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch, "randn", lambda shape, device=None, dtype=None: randn(shape, generator=g, dtype=dtype).to(device))
@@ -195,6 +195,7 @@ def test_cpu_and_gpu_agree(slug):
     finally:
         torch.backends.cudnn.allow_tf32 = allow
     assert torch.allclose(losses[0], losses[1].cpu(), rtol=1e-5)
-    largest = max(p.grad.abs().max().item() for p in model.parameters())  # an offset before a norm has no gradient but rounding
+    rounding = 1e-6 * max(p.grad.abs().max().item() for p in model.parameters())
     for p, q in zip(model.parameters(), twin.parameters()):
-        assert torch.allclose(p.grad, q.grad.cpu(), rtol=1e-3, atol=1e-5 * p.grad.abs().max().item() + 1e-6 * largest)
+        most = p.grad.abs().max().item()
+        assert torch.allclose(p.grad, q.grad.cpu(), rtol=1e-3, atol=1e-5 * most if most > rounding else rounding)  # an offset before a norm has no gradient but rounding

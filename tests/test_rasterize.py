@@ -85,13 +85,14 @@ def test_wrong_types_are_named(change, message):
 def test_golden(shared, case, backend, dtype):
     z, card = np.load(shared / f"golden/splat__{case}.npz"), json.loads((shared / f"golden/splat__{case}.json").read_text())
     given = {k[6:]: torch.from_numpy(z[k]) for k in z.files if k.startswith("input.")}
+    given = {k: v.to("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu") for k, v in given.items()}
     leaves = [given[k].to(dtype).requires_grad_() for k in NAMES[:5]]
     r = rasterize(*leaves, given["w2c"], given["K"], card["width"], card["height"], given["background"], backend)
     ((r.image * given["weight_image"]).sum() + (r.opacity * given["weight_opacity"]).sum()).backward()
     for ours, key in ((r.image, "image"), (r.opacity, "opacity"), (r.depth, "depth_sum")):
-        assert np.quantile(np.abs(ours.detach().numpy() - z[f"output.{key}"]), 0.999) < (1e-12 if dtype == torch.float64 else 1e-5), key
+        assert np.quantile(np.abs(ours.detach().cpu().numpy() - z[f"output.{key}"]), 0.999) < (1e-12 if dtype == torch.float64 else 1e-5), key
     for leaf, key in zip(leaves, NAMES):
-        assert off(leaf.grad, torch.from_numpy(z[f"grad.{key}"])) < (1e-12 if dtype == torch.float64 else 2e-5), key
+        assert off(leaf.grad.cpu(), torch.from_numpy(z[f"grad.{key}"])) < (1e-12 if dtype == torch.float64 else 2e-5), key
 
 
 @pytest.mark.parametrize("degree", range(4))

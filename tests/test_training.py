@@ -19,8 +19,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import paperlib
 from paperlib.core import training
 from paperlib.core.training import EMA, Batches, fit, load_weights, resolve_device, save_weights
+from paperlib.core.video import material
 
 X = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
 Y = X[:, :1].sin() + X[:, 1:2] * X[:, 2:3]
@@ -750,14 +752,67 @@ def test_each_key_and_each_shape_has_its_own_record():
 
 
 @needs_gpu
-def test_a_replayed_number_is_refused():
+@pytest.mark.parametrize("fixed", [1.0, torch.tensor(1.0)])
+def test_a_replayed_number_is_refused(fixed):
     model = mlp()
-    with pytest.raises(ValueError, match="with replay, scalars beside the loss must be tensors.*'epoch'"):
-        fit(model, Batches((X, Y), 12), lambda m, b: (squares(m, b), {"epoch": 1.0}), torch.optim.SGD(model.parameters(), 1e-3), 2, device="cuda", progress=False, replay=lambda: None)
+    with pytest.raises(ValueError, match="with replay, scalars beside the loss must be tensors on its device.*'epoch'"):
+        fit(model, Batches((X, Y), 12), lambda m, b: (squares(m, b), {"epoch": fixed}), torch.optim.SGD(model.parameters(), 1e-3), 2, device="cuda", progress=False, replay=lambda: None)
+
+
+@needs_gpu
+def test_a_loss_that_waits_for_the_device_cannot_be_recorded():
+    model = mlp()
+    with pytest.raises(RuntimeError, match="with replay a loss must not wait for the device"):
+        fit(model, Batches((X, Y), 12), lambda m, b: squares(m, b) * (1 + 0 * squares(m, b).item()), torch.optim.SGD(model.parameters(), 1e-3), 2, device="cuda", progress=False, replay=lambda: None)
+
+
+@needs_gpu
+def test_a_parameter_that_only_the_optimizer_holds_is_trained_by_replays():
+    outcomes = []
+    for replay in (None, lambda: None):
+        torch.manual_seed(0)
+        model, gain = mlp(), torch.ones((), device="cuda", requires_grad=True)
+        optimizer = torch.optim.SGD([*model.parameters(), gain], 1e-2)
+        fit(model, Batches((X, Y), 12), lambda m, b, gain=gain: (gain * m(b[0]) - b[1]).square().mean(), optimizer, 10, device="cuda", mixed_precision="no", progress=False, replay=replay)
+        outcomes.append(gain.item())
+    assert outcomes[0] == pytest.approx(outcomes[1], abs=1e-5) and abs(outcomes[0] - 1) > 1e-4
+
+
+@needs_gpu
+def test_parameters_that_a_hook_replaces_are_recorded_anew():
+    class Swap:
+        def on_step(self, model, optimizer, done):
+            if done == 5:
+                for p in model.parameters():
+                    p.data = p.data.clone()
+
+    outcomes = []
+    for replay in (None, lambda: None):
+        torch.manual_seed(0)
+        model = mlp()
+        fit(model, Batches((X, Y), 12), squares, torch.optim.SGD(model.parameters(), 1e-2), 12, device="cuda", mixed_precision="no", hooks=[Swap()], progress=False, replay=replay)
+        outcomes.append(vector(model))
+    torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-5, rtol=0)
+
+
+@needs_gpu
+@pytest.mark.parametrize("slug", ["simvp", "swinlstm", "phydnet"])
+def test_replayed_steps_of_the_video_papers_are_the_asked_ones(slug, monkeypatch):
+    """In bf16, with clipped gradients and with both ways of PhyDNet's teacher forcing, as their presets train."""
+    record, losses = paperlib.paper(slug), []
+    preset = record.preset("smoke", {"steps": 12})
+    given = material(preset.data, preset.size, preset.frames_in + preset.frames_out, 8, preset.batch_size, 4, 0)
+    for replayed in (False, True):
+        monkeypatch.setattr(record.module, "fit", fit if replayed else lambda *a, replay=None, **k: fit(*a, **k))
+        torch.manual_seed(0)
+        size = (preset.size, preset.size)
+        model = record.module.PhyDNet(**record.module.config_of(preset, 1)) if slug == "phydnet" else getattr(record.module, record.model)(**record.module.config_of(preset, 1, size))
+        losses.append(record.module.train(model, given.batches, preset, 0, torch.device("cuda")).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
 def test_a_replayed_batch_holds_tensors_alone():
     a, b, c = torch.zeros(2), torch.ones(3), torch.ones(1)
-    assert [t.shape for t in training._tensors({"x": (a, [b]), "y": c})] == [(2,), (3,), (1,)]
+    assert {k: t.shape for k, t in training._tensors({"x": (a, [b]), "y": c}).items()} == {"/x/0": (2,), "/x/1/0": (3,), "/y": (1,)}
     with pytest.raises(ValueError, match="with replay, a batch must be tensors in tuples, lists or dicts, got a str in it"):
         training._tensors((a, {"name": "x"}))

@@ -48,7 +48,7 @@ def window_reverse(windows: Tensor, size: int, height: int, width: int) -> Tenso
     return rearrange(windows, "(b y x) (m n) c -> b (y m) (x n) c", y=height // size, x=width // size, m=size)
 
 # %% ../../nbs/core/layers.ipynb #index
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def relative_position_index(size: int, device: str | torch.device = "cpu") -> Tensor:
     """Return which row of the table of displacements belongs to each pair of tokens: (M * M, M * M) int64, shared, not to be written to."""
@@ -62,7 +62,7 @@ MASKED = -100.0                                       # exp(-100) is 4e-44: noth
 
 @lru_cache(maxsize=2)
 @torch.inference_mode(False)
-def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
+def shift_mask(height: int, width: int, size: int, shift: int, device: str | torch.device = "cpu") -> Tensor:
     """Return what is added to the scores of rolled windows: (N, M * M, M * M), 0 between tokens of one piece, -100 between pieces; shared, not to be written to.
 
     Parameters
@@ -74,7 +74,7 @@ def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
     strip = lambda n: ((at(n) >= n - size).long() + (at(n) >= n - shift)) * (shift > 0)
     piece = strip(height)[:, None] * 3 + strip(width)[None]
     piece = window_partition(piece[None, ..., None], size)[..., 0]
-    return (piece[:, :, None] != piece[:, None, :]).float() * MASKED
+    return ((piece[:, :, None] != piece[:, None, :]).float() * MASKED).to(device)
 
 # %% ../../nbs/core/layers.ipynb #plain
 def window_attention_explicit(qkv: Tensor, bias: Tensor, num_heads: int, size: int, shift: int = 0, scale: float | None = None) -> Tensor:
@@ -84,7 +84,7 @@ def window_attention_explicit(qkv: Tensor, bias: Tensor, num_heads: int, size: i
     q, k, v = rearrange(windows, "w n (three h d) -> three w h n d", three=3, h=num_heads)
     scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1) + bias      # Q K^T / sqrt(d) + B
     if shift:
-        mask = shift_mask(H, W, size, shift).to(scores)[:, None]
+        mask = shift_mask(H, W, size, shift, scores.device).to(scores.dtype)[:, None]
         scores = rearrange(rearrange(scores, "(b w) h n m -> b w h n m", b=B) + mask, "b w h n m -> (b w) h n m")
     out = rearrange(scores.softmax(-1) @ v, "w h n d -> w n (h d)")
     return torch.roll(window_reverse(out, size, H, W), (shift, shift), (1, 2))

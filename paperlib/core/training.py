@@ -168,60 +168,76 @@ def _seed(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(seed)
 
-# %% ../../nbs/core/training.ipynb #replay
-def _tensors(batch: Any) -> list[Tensor]:
-    """Return the tensors of a batch in a fixed order, whatever they are nested in; anything else would stay what it was when the step was recorded."""
+# %% ../../nbs/core/training.ipynb #replay-once
+def _tensors(batch: Any, at: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a batch by where they stand in it; anything else would stay what it was when the step was recorded."""
     if isinstance(batch, Tensor):
-        return [batch]
+        return {at: batch}
     if not isinstance(batch, (dict, tuple, list)):
         raise ValueError(f"with replay, a batch must be tensors in tuples, lists or dicts, got a {type(batch).__name__} in it")
-    return [t for part in (batch.values() if isinstance(batch, dict) else batch) for t in _tensors(part)]
+    parts = batch.items() if isinstance(batch, dict) else enumerate(batch)
+    return {name: t for k, part in parts for name, t in _tensors(part, f"{at}/{k}").items()}
 
 
+def _once(accelerator: Accelerator, model: nn.Module, loss_fn: Callable, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Leave the gradient of one batch in ``.grad`` and return loss and scalars, which have to be on the device: what Python holds would stay what it was at the first step."""
+    loss, scalars = _loss_and_scalars(loss_fn(model, batch))
+    if elsewhere := [k for k, v in scalars.items() if not isinstance(v, Tensor) or v.device != loss.device]:
+        raise ValueError(f"with replay, scalars beside the loss must be tensors on its device, or they would stay what they were at the first step; got others for {elsewhere}")
+    accelerator.backward(loss)
+    return loss.detach(), {k: v.detach() for k, v in scalars.items()}
+
+# %% ../../nbs/core/training.ipynb #replay
 class _Replay:
     """Forward and backward of a step as CUDA graphs, one for each value of ``key()`` and each shape of batch."""
 
-    def __init__(self, key: Callable[[], Any]):
-        self.key, self.kept = key, {}
+    def __init__(self, key: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Optimizer):
+        self.key, self.model, self.optimizer, self.kept, self.stood, self.place = key, model, optimizer, {}, None, None
+
+    def held(self) -> list[Tensor]:
+        """Return the parameters of the model and what else the optimizer holds."""
+        return list(dict.fromkeys([*self.model.parameters(), *(p for group in self.optimizer.param_groups for p in group["params"])]))
 
     def __call__(self, accelerator: Accelerator, model: nn.Module, loss_fn: Callable, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Leave the gradient in ``.grad`` and return loss and scalars, which the next replay overwrites."""
-        sign = (self.key(), *((t.shape, t.dtype) for t in _tensors(batch)))
-        if sign not in self.kept:
-            self.kept[sign] = self._record(accelerator, model, loss_fn, batch)
-        graph, given, out, gradients = self.kept[sign]
-        for place, t in zip(_tensors(given), _tensors(batch)):
-            place.copy_(t)
-        _seed(accelerator.device, seed)
-        graph.replay()
+        stands = [(p.data_ptr(), p.requires_grad) for p in self.held()]
+        if stands != self.stood:                                                 # a hook put other parameters there: the graphs read the old ones
+            self.kept, self.stood = {}, stands
+        with torch.cuda.device(accelerator.device):
+            sign = (self.key(), *((name, t.shape, t.dtype) for name, t in _tensors(batch).items()))
+            if sign not in self.kept:
+                self.kept[sign] = self._record(accelerator, model, loss_fn, batch)
+            graph, given, out, gradients = self.kept[sign]
+            for name, t in _tensors(batch).items():
+                given[name].copy_(t)
+            _seed(accelerator.device, seed)
+            graph.replay()
         for p, g in gradients:
             p.grad = g
         return out
 
     def _record(self, accelerator: Accelerator, model: nn.Module, loss_fn: Callable, batch: Any) -> tuple:
         batch = recursively_apply(torch.clone, batch)                            # a place of its own: the caller's tensors are not written to
-
-        def once() -> tuple[Tensor, dict]:
-            loss, scalars = _loss_and_scalars(loss_fn(model, batch))
-            if numbers_only := [k for k, v in scalars.items() if not isinstance(v, Tensor)]:
-                raise ValueError(f"with replay, scalars beside the loss must be tensors, or they would stay what they were at the first step; got a number for {numbers_only}")
-            accelerator.backward(loss)
-            return loss.detach(), {k: v.detach() for k, v in scalars.items()}
-
-        buffers, side = [(b, b.clone()) for b in model.buffers()], torch.cuda.Stream()
+        buffers, graph = [(b, b.clone()) for b in model.buffers()], torch.cuda.CUDAGraph()
+        self.place = self.place or (torch.cuda.graph_pool_handle(), torch.cuda.Stream())  # memory and stream of all graphs: never do two of them run at once
+        pool, side = self.place
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                once()
-        torch.cuda.current_stream().wait_stream(side)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        model.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = once()
-        return graph, batch, out, [(p, p.grad) for p in model.parameters()]
-
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    _once(accelerator, model, loss_fn, batch)
+        finally:
+            torch.cuda.current_stream().wait_stream(side)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for p in self.held():
+            p.grad = None
+        try:
+            with torch.cuda.graph(graph, pool, side):
+                out = _once(accelerator, model, loss_fn, batch)
+        except RuntimeError as error:
+            raise RuntimeError("the step could not be recorded: with replay a loss must not wait for the device, as .item() or a copy to the CPU does; see the error before this one") from error
+        return graph, _tensors(batch), out, [(p, p.grad) for p in self.held()]
 
 # %% ../../nbs/core/training.ipynb #gradient
 def _gradient(accelerator: Accelerator, model: nn.Module, batches: Callable, loss_fn: Callable, step: int, seed: int, replay: _Replay | None = None) -> dict[str, Tensor]:
@@ -505,7 +521,7 @@ def fit(model: nn.Module, batches: Callable, loss_fn: Callable, optimizer: torch
         prepared.train()
         run = _Run(model, optimizer, scheduler, hooks, path, fingerprint)
         run.start()
-        recorder = _Replay(replay) if replay and accelerator.device.type == "cuda" and accelerator.num_processes * accumulate == 1 else None
+        recorder = _Replay(replay, model, optimizer) if replay and accelerator.device.type == "cuda" and accelerator.num_processes * accumulate == 1 else None
         with tqdm(total=steps, initial=run.history.steps, desc=desc, unit="step", mininterval=0.5, leave=False,
                   disable=not (progress and accelerator.is_main_process)) as bar:
             _steps(run, accelerator, prepared, batches, loss_fn, steps, seed, clip_norm, checkpoint_every, bar, recorder)
