@@ -52,6 +52,7 @@ def test_import_is_light_and_fast():
     (["run", "srcnn", "-o", "step=3"], ["'step'", "did you mean 'steps'?"]),
     (["run", "srcnn", "-o", "steps=many"], ["steps='many'", "expected int"]),
     (["run", "srcnn", "-o", "lr=nan"], ["lr=", "expected float, got one that is not finite"]),
+    (["run", "srcnn", "-o", "lr=-inf"], ["lr='-inf'", "expected float, got one that is not finite"]),
     (["run", "srcnn", "-o", "filters=9,5"], ["filters=", "expected tuple[int, int, int]"]),
     (["run", "srcnn", "-o", "steps"], ["-o steps", "expected key=value"]),
     (["run", "srcnn", "-s", "-1"], ["--seed -1"]),

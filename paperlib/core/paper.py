@@ -89,7 +89,7 @@ def _read(text: str, kind):
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return text
+        return float(text) if kind is float and text.strip().lower().lstrip("+-") in ("nan", "inf", "infinity") else text
 
 
 def override(preset: Preset, overrides: dict[str, object]) -> Preset:
