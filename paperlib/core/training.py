@@ -202,7 +202,7 @@ class _Replay:
         """Leave the gradient in ``.grad`` and return loss and scalars, which the next replay overwrites."""
         stands = [(p.data_ptr(), p.requires_grad) for p in self.held()]
         if stands != self.stood:                                                 # a hook put other parameters there: the graphs read the old ones
-            self.kept, self.stood = {}, stands
+            self.kept, self.stood, self.place = {}, stands, None                 # a pool whose graphs are gone is not taken up again
         with torch.cuda.device(accelerator.device):
             sign = (self.key(), *((name, t.shape, t.dtype) for name, t in _tensors(batch).items()))
             if sign not in self.kept:
