@@ -207,7 +207,8 @@ def test_bad_networks_are_refused_by_name(args, message):
         SwinLSTM(**args)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"data": "planets"}, "planets"), ({"patch_size": 0}, "patch_size=0"), ({"drop_path": 1.0}, "drop_path=1.0"), ({"size": 30}, "30×30"), ({"mixer": "mlp"}, "mlp"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"clip_norm": float("nan")}, "clip_norm=nan")])
+@pytest.mark.parametrize(("change", "message"), [({"data": "planets"}, "planets"), ({"patch_size": 0}, "patch_size=0"), ({"drop_path": 1.0}, "drop_path=1.0"), ({"size": 30}, "30×30"), ({"mixer": "mlp"}, "mlp"), ({"clip_norm": -1.0}, "clip_norm=-1.0"), ({"clip_norm": float("nan")}, "clip_norm=nan"),
+                                                ({"lengths": (6, 1)}, r"lengths=\(6, 1\)"), ({"whole": -1}, "whole=-1")])
 def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
     monkeypatch.setattr(swinlstm, "train", lambda *a: pytest.fail("training was started"))
     with pytest.raises(ValueError, match=message):
@@ -256,6 +257,28 @@ def test_clipping_bounds_a_step_and_zero_leaves_it(monkeypatch):
     for clip_norm in (0.05, 0.0):
         swinlstm.train(net, None, replace(PAPER.presets["smoke"], clip_norm=clip_norm), 0, torch.device("cpu"))
     assert seen == [0.05, None]
+
+
+def test_which_step_sees_how_much_of_a_clip():
+    small = PAPER.presets["small"]
+    assert [swinlstm.frames_at(small, s) for s in (0, 1899, 1900, 3799, 3800, 5999)] == [6, 6, 10, 10, 20, 20]
+    assert sum(swinlstm.frames_at(small, s) - 1 for s in range(6000)) == 0.6 * 19 * 6000                    # three fifths, as the page says
+    assert {swinlstm.frames_at(replace(small, steps=2100), s) for s in range(2100)} == {20}                  # so short runs see whole clips throughout
+    assert {swinlstm.frames_at(replace(small, lengths=()), s) for s in (0, 5999)} == {20} == {swinlstm.frames_at(PAPER.presets["paper"], 0)}
+    assert swinlstm.frames_at(replace(small, lengths=(30,)), 0) == 20
+
+
+def test_a_beginning_is_given_and_asked_in_the_share_of_a_clip(monkeypatch):
+    preset, seen = replace(PAPER.presets["smoke"], frames_in=6, frames_out=3, steps=6, lengths=(3, 2), whole=2), []
+    forward = SwinLSTM.forward
+    monkeypatch.setattr(SwinLSTM, "forward", lambda self, x, frames_out, all_steps: seen.append((x.shape[1], frames_out)) or forward(self, x, frames_out, all_steps=all_steps))
+    net, clips = SwinLSTM(16, 2, 1, 8, (2,), None, (2,)), torch.rand(2, 9, 1, 16, 16)
+    history = swinlstm.train(net, lambda step, rank=0, world=1: clips, preset, 0, torch.device("cpu"))
+    assert seen == [(2, 1)] * 2 + [(1, 1)] * 2 + [(6, 3)] * 2
+    nets = SwinLSTM(16, 2, 1, 8, (2,), None, (2,), drop_path_rate=0.0), SwinLSTM(16, 2, 1, 8, (2,), None, (2,), drop_path_rate=0.0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    first = swinlstm.train(nets[0], lambda step, rank=0, world=1: clips, replace(preset, steps=1, lengths=(9,), whole=0), 0, torch.device("cpu")).loss[0]
+    assert first == pytest.approx((nets[1](clips[:, :6], 3, all_steps=True) - clips[:, 1:]).square().mean().item(), rel=1e-5) and len(history.loss) == 6
 
 
 def test_a_clip_makes_each_bias_once_and_the_next_clip_makes_it_anew(monkeypatch):
