@@ -98,11 +98,12 @@ def phydnet_plain(net: phydnet.PhyDNet, clips: Tensor, forced: bool = True) -> T
 
 
 def swinlstm_loss(net: swinlstm.SwinLSTM, clips: Tensor) -> Tensor:
-    return F.mse_loss(net(clips[:, :10], 10, all_steps=True), clips[:, 1:])
+    with swinlstm.sooner(net):                                                           # as `train` has it
+        return F.mse_loss(net(clips[:, :10], 10, all_steps=True), clips[:, 1:])
 
 
 def swinlstm_plain(net: swinlstm.SwinLSTM, clips: Tensor) -> Tensor:
-    """Windows cut, attended by explicit products, put back; the two maps of a block concatenated; patches in and out by convolutions."""
+    """Frames one by one; windows cut, attended by explicit products, put back; the two maps of a block concatenated; patches in and out by convolutions."""
     blocks, embed, readout = [b for cell in (*net.down, *net.up) for b in cell.mixer.blocks], net.patch_embed, net.readout
     forwards = [m.forward for m in (*blocks, embed, readout)]
     embed.forward = lambda x: embed.norm(embed.proj(x).movedim(1, -1))
@@ -111,7 +112,7 @@ def swinlstm_plain(net: swinlstm.SwinLSTM, clips: Tensor) -> Tensor:
         b.attn.kernel = "explicit"
         b.forward = lambda x, other=None, b=b: _released_block(b, x, other)
     try:
-        return swinlstm_loss(net, clips)
+        return F.mse_loss(net(clips[:, :10], 10, all_steps=True), clips[:, 1:])
     finally:
         for b in blocks:
             b.attn.kernel = "auto"

@@ -129,6 +129,142 @@ def test_the_fusing_block_written_out():
     assert torch.allclose(block(x, h), y + block.mlp(block.norm2(y)), atol=1e-10)
 
 
+def in_one_node(block, x, other=None):
+    """Return what a block gives while it is to be one node, and whether it was."""
+    with swinlstm.as_nodes([(block, tuple(x.shape[:3]))]):
+        y = block(x, other)
+    return y, "OneNode" in type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize(("side", "window", "shift"), [((8, 12), 4, 0), ((8, 12), 4, 2), ((4, 4), 4, 0), ((6, 3), 3, 1), ((2, 2), 1, 0)])
+def test_a_block_as_one_node_is_the_block_written_out(fuse, side, window, shift):
+    torch.manual_seed(0)
+    block = SwinBlock(12, 3, window, shift, fuse=fuse).double()
+    for p in block.parameters():
+        torch.nn.init.normal_(p, 0.1, 0.3)                                  # norms and offsets that are not 1 and 0
+    x, h, weight = torch.randn(3, 2, *side, 12, dtype=torch.float64)
+    of, found = [x.requires_grad_(), *([h.requires_grad_()] if fuse else []), *block.parameters()], []
+    for kernel in ("auto", "explicit"):
+        block.attn.kernel = kernel
+        y, one = in_one_node(block, x.mT.contiguous().mT, h if fuse else None)
+        assert one == (kernel == "auto")
+        found.append([y, *torch.autograd.grad((y * weight).sum(), of)])
+    for one, many in zip(*found, strict=True):
+        assert one.shape == many.shape and (one - many).abs().max() <= 1e-12 * (1 + many.abs().max())
+
+
+def test_gradients_through_nodes_asked_for_in_parts_and_twice():
+    torch.manual_seed(0)
+    block, frozen = SwinBlock(8, 2, 4, fuse=True), ("mlp.fc1.weight", "norm1.bias", "attn.relative_position_bias_table")
+    for name, p in block.named_parameters():
+        p.requires_grad_(name not in frozen)
+    x, h = torch.randn(2, 1, 4, 4, 8)
+    x.requires_grad_()
+    with swinlstm.as_nodes([(block, (1, 4, 4))]):
+        y = block(block(x, h), h)
+        block(y, h)                                                          # a step that nothing depends on
+    loss = y.square().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)               # before the weights are asked for
+    loss.backward(retain_graph=True)
+    once = {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
+    assert torch.equal(x.grad, first) and once.keys() == {n for n, _ in block.named_parameters()} - set(frozen)
+    loss.backward()
+    assert all(torch.equal(p.grad, 2 * once[name]) for name, p in block.named_parameters() if name in once)
+
+
+class Shifted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def exchange(block):
+    block.mlp.fc1.__class__ = Shifted
+
+
+def patch(block):
+    block.mlp.forward = lambda x, f=block.mlp.forward: 3 * f(x)
+
+
+def listen(block):
+    block.attn.register_forward_hook(lambda module, args, y: y + 1)
+
+
+def leave_out(block):
+    block.drop_path = swinlstm.DropPath(0.5).train()
+
+
+def lose_a_bias(block):
+    block.norm2 = nn.LayerNorm(8, bias=False)
+
+
+def halve(block):
+    block.attn.relative_position_bias_table.data = block.attn.relative_position_bias_table.data.half()
+
+
+@pytest.mark.parametrize("change", [exchange, patch, listen, leave_out, lose_a_bias, halve, lambda block: nn.utils.parametrizations.weight_norm(block.attn.qkv)])
+def test_what_one_node_could_not_follow_is_left_to_autograd(change):
+    torch.manual_seed(0)
+    block, x = SwinBlock(8, 2, 4), torch.randn(2, 8, 8, 8)
+    assert in_one_node(block, x)[1]
+    change(block)
+    torch.manual_seed(1)
+    found, one = in_one_node(block, x)
+    torch.manual_seed(1)
+    y = x + block.drop_path(block.attn(block.norm1(x)))
+    assert not one and torch.allclose(found, y + block.drop_path(block.mlp(block.norm2(y))), atol=1e-6)
+
+
+def test_one_node_is_for_small_maps_in_training_and_for_one_clip():
+    block, x = SwinBlock(8, 2, 4), torch.randn(2, 8, 8, 8)
+    assert in_one_node(block.eval(), x)[1] and not in_one_node(block, torch.randn(1, 256, 256, 8))[1] and not in_one_node(block.bfloat16(), x.bfloat16())[1]
+    block.float()
+    with torch.no_grad():
+        assert in_one_node(block, x)[0].grad_fn is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not in_one_node(block, x)[1]
+    with pytest.raises(RuntimeError, match="expanded size|shape"), swinlstm.as_nodes([(block, (2, 8, 8))]):
+        block(torch.randn(2, 8, 8, 4))
+    assert block._plan is None and "OneNode" not in type(block(x).grad_fn).__name__
+
+
+def test_training_sees_its_blocks_as_nodes_and_leaves_none_behind(monkeypatch):
+    net, taken, apply = SwinLSTM(16, 2, 1, 8, (2,), None, (2,), drop_path_rate=0.0), [], swinlstm._OneNode.apply
+    monkeypatch.setattr(swinlstm._OneNode, "apply", lambda *args: taken.append(torch.is_grad_enabled()) or apply(*args))
+    clips = torch.rand(2, 7, 1, 16, 16)
+    net(clips, 2).sum().backward()
+    assert not taken
+    swinlstm.train(net, lambda step, rank=0, world=1: clips, replace(PAPER.presets["smoke"], steps=2), 0, torch.device("cpu"))
+    assert taken == [True] * (2 * 2 * 6) and not net.soon and all(b._plan is None for b in net.down[0].mixer.blocks)
+
+
+@pytest.mark.parametrize("options", [{}, {"mixer": "conv"}, {"depths": (2, 1), "depths_up": (1, 2), "num_heads": (2, 2)}])
+@pytest.mark.parametrize("all_steps", [False, True])
+@pytest.mark.parametrize(("given", "frames_out", "forced"), [(3, 4, False), (3, 4, True), (1, 1, False), (1, 1, True), (1, 3, True), (4, 1, False)])
+def test_frames_cut_and_painted_at_once_are_those_of_single_steps(options, all_steps, given, frames_out, forced):
+    torch.manual_seed(0)
+    net, clips = SwinLSTM(**{"img_size": 16, "patch_size": 2, "embed_dim": 8, "depths": (2,), "num_heads": (2,), "drop_path_rate": 0.0} | options).double(), torch.rand(2, 8, 1, 16, 16).double()
+    x, truth = clips[:, :given].clone().requires_grad_(), clips[:, given:given + frames_out] if forced else None
+    found = [net(x, frames_out, truth, all_steps)]
+    with swinlstm.sooner(net):
+        found.append(net(x, frames_out, truth, all_steps))
+        with torch.no_grad():
+            assert torch.allclose(net(x, frames_out, truth, all_steps), found[0], atol=1e-12)
+    one, many = ([y, *torch.autograd.grad(y.square().sum(), [x, *net.parameters()])] for y in found)
+    for a, b in zip(one, many, strict=True):
+        assert a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("soon", [False, True])
+def test_what_does_not_go_with_the_frames_is_refused_sooner_as_well(soon):
+    net, x = SwinLSTM(16, 2, 1, 8, (2,), None, (2,)), torch.rand(2, 2, 1, 16, 16)
+    net.soon = soon
+    for frames_out, truth, message in ((2, x.double(), "frames are torch.float64"), (2, x[:, :0], r"truth \(2, 0, 1, 16, 16\)"), (2, x[:1], r"truth \(1, 2, 1, 16, 16\)"), (0, None, "frames_out=0")):
+        with pytest.raises(ValueError, match=message):
+            net(x, frames_out, truth)
+    assert all(b._plan is None and b.attn._once is None for b in net.down[0].mixer.blocks)
+
+
 def test_which_blocks_shift_and_which_see_what():
     mixer = SwinMixer(8, (8, 8), 4, 2, 4, [0.0] * 4)
     assert [b.shift for b in mixer.blocks] == [0, 2, 0, 2] and [b.reduce is not None for b in mixer.blocks] == [True, False, True, False]

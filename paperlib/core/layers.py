@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 # %% auto #0
 __all__ = ['MASKED', 'SCRATCH', 'LANES', 'window_partition', 'window_reverse', 'relative_position_index', 'shift_mask',
-           'window_attention_explicit', 'window_kinds', 'fold', 'window_attention', 'kept_fold', 'WindowAttention',
-           'bias_once', 'written_out', 'Mlp', 'DropPath', 'halves', 'ConvLSTMCell']
+           'window_attention_explicit', 'window_kinds', 'fold', 'in_one_piece', 'window_attention', 'kept_fold',
+           'WindowAttention', 'bias_once', 'written_out', 'Mlp', 'DropPath', 'halves', 'ConvLSTMCell']
 
 # %% ../../nbs/core/layers.ipynb #windows
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -229,6 +229,11 @@ def fold(bias: Tensor, masks: Tensor) -> Tensor:
     return bias + masks[:, None]
 
 
+def in_one_piece(windows: int, num_heads: int, size: int, dtype: torch.dtype) -> bool:
+    """Return whether the scores of that many windows are so few that they are made at once."""
+    return windows * num_heads * size**4 * dtype.itemsize <= SCRATCH
+
+
 def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, size: int, scale: float | None = None, kernel: str = "auto") -> Tensor:
     """Attend inside the windows of a feature map that is already rolled.
 
@@ -262,8 +267,7 @@ def window_attention(qkv: Tensor, folded: Tensor, kind: Tensor, num_heads: int, 
     folded = folded.to(qkv.dtype)
     if kernel == "pieces" or (kernel == "auto" and qkv.device.type == "cpu"):
         if torch.is_grad_enabled() and (qkv.requires_grad or folded.requires_grad):
-            one_piece = kernel == "auto" and B * len(kind) * num_heads * n * n * qkv.element_size() <= SCRATCH
-            return (_WholeAttention if one_piece else _PiecewiseAttention).apply(qkv, folded, kind.repeat(B), num_heads, size, scale)
+            return (_WholeAttention if kernel == "auto" and in_one_piece(B * len(kind), num_heads, size, qkv.dtype) else _PiecewiseAttention).apply(qkv, folded, kind.repeat(B), num_heads, size, scale)
         out, columns = qkv.new_empty(B, H, W, C3 // 3), W // size                # nothing to keep: strip by strip, not even the layout as a whole
         rows = max(1, 4 * SCRATCH // (num_heads * n * n * qkv.element_size() * B * columns))
         for y in range(0, H // size, rows):
