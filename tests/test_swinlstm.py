@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from paperlib.core import layers
 from paperlib.core.layers import WindowAttention
 from paperlib.core.video import cost
 from paperlib.sequence import swinlstm
@@ -131,7 +132,7 @@ def test_the_fusing_block_written_out():
 
 def in_one_node(block, x, other=None):
     """Return what a block gives while it is to be one node, and whether it was."""
-    with swinlstm.as_nodes([(block, tuple(x.shape[:3]))]):
+    with layers.as_nodes([(block, tuple(x.shape[:3]))]):
         y = block(x, other)
     return y, "OneNode" in type(y.grad_fn).__name__
 
@@ -161,7 +162,7 @@ def test_gradients_through_nodes_asked_for_in_parts_and_twice():
         p.requires_grad_(name not in frozen)
     x, h = torch.randn(2, 1, 4, 4, 8)
     x.requires_grad_()
-    with swinlstm.as_nodes([(block, (1, 4, 4))]):
+    with layers.as_nodes([(block, (1, 4, 4))]):
         y = block(block(x, h), h)
         block(y, h)                                                          # a step that nothing depends on
     loss = y.square().sum()
@@ -223,19 +224,19 @@ def test_one_node_is_for_small_maps_in_training_and_for_one_clip():
         assert in_one_node(block, x)[0].grad_fn is None
     with torch.autocast("cpu", torch.bfloat16):
         assert not in_one_node(block, x)[1]
-    with pytest.raises(RuntimeError, match="expanded size|shape"), swinlstm.as_nodes([(block, (2, 8, 8))]):
+    with pytest.raises(RuntimeError, match="expanded size|shape"), layers.as_nodes([(block, (2, 8, 8))]):
         block(torch.randn(2, 8, 8, 4))
-    assert block._plan is None and "OneNode" not in type(block(x).grad_fn).__name__
+    assert block.plan is None and "OneNode" not in type(block(x).grad_fn).__name__
 
 
 def test_training_sees_its_blocks_as_nodes_and_leaves_none_behind(monkeypatch):
-    net, taken, apply = SwinLSTM(16, 2, 1, 8, (2,), None, (2,), drop_path_rate=0.0), [], swinlstm._OneNode.apply
-    monkeypatch.setattr(swinlstm._OneNode, "apply", lambda *args: taken.append(torch.is_grad_enabled()) or apply(*args))
+    net, taken, apply = SwinLSTM(16, 2, 1, 8, (2,), None, (2,), drop_path_rate=0.0), [], layers._OneNode.apply
+    monkeypatch.setattr(layers._OneNode, "apply", lambda *args: taken.append(torch.is_grad_enabled()) or apply(*args))
     clips = torch.rand(2, 7, 1, 16, 16)
     net(clips, 2).sum().backward()
     assert not taken
     swinlstm.train(net, lambda step, rank=0, world=1: clips, replace(PAPER.presets["smoke"], steps=2), 0, torch.device("cpu"))
-    assert taken == [True] * (2 * 2 * 6) and not net.soon and all(b._plan is None for b in net.down[0].mixer.blocks)
+    assert taken == [True] * (2 * 2 * 6) and not net.soon and all(b.plan is None for b in net.down[0].mixer.blocks)
 
 
 @pytest.mark.parametrize("options", [{}, {"mixer": "conv"}, {"depths": (2, 1), "depths_up": (1, 2), "num_heads": (2, 2)}])
@@ -262,7 +263,7 @@ def test_what_does_not_go_with_the_frames_is_refused_sooner_as_well(soon):
     for frames_out, truth, message in ((2, x.double(), "frames are torch.float64"), (2, x[:, :0], r"truth \(2, 0, 1, 16, 16\)"), (2, x[:1], r"truth \(1, 2, 1, 16, 16\)"), (0, None, "frames_out=0")):
         with pytest.raises(ValueError, match=message):
             net(x, frames_out, truth)
-    assert all(b._plan is None and b.attn._once is None for b in net.down[0].mixer.blocks)
+    assert all(b.plan is None and b.attn._once is None for b in net.down[0].mixer.blocks)
 
 
 def test_which_blocks_shift_and_which_see_what():

@@ -6,9 +6,10 @@
 from __future__ import annotations
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,7 +19,8 @@ from torch.autograd.function import once_differentiable
 # %% auto #0
 __all__ = ['MASKED', 'SCRATCH', 'LANES', 'window_partition', 'window_reverse', 'relative_position_index', 'shift_mask',
            'window_attention_explicit', 'window_kinds', 'fold', 'in_one_piece', 'window_attention', 'kept_fold',
-           'WindowAttention', 'bias_once', 'written_out', 'Mlp', 'DropPath', 'halves', 'ConvLSTMCell']
+           'WindowAttention', 'bias_once', 'written_out', 'Mlp', 'DropPath', 'window_order', 'Plan', 'cut', 'plan_of',
+           'one_node', 'as_nodes', 'can_be_one_node', 'halves', 'ConvLSTMCell']
 
 # %% ../../nbs/core/layers.ipynb #windows
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -414,6 +416,159 @@ class DropPath(nn.Module):
             return x
         kept = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) >= self.rate
         return x * kept / (1 - self.rate)
+
+# %% ../../nbs/core/layers.ipynb #plan
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def window_order(batch: int, height: int, width: int, size: int, shift: int) -> tuple[Tensor, Tensor]:
+    """Return the order in which windows with an offset of ``shift`` take the B H W tokens of maps, and the way back: both (B H W,) int64, shared, not to be written to."""
+    at = torch.arange(batch * height * width, device="cpu").view(batch, height, width, 1)
+    order = window_partition(torch.roll(at, (-shift, -shift), (1, 2)), size).flatten()
+    return order, order.argsort()
+
+
+class Plan(NamedTuple):
+    """What a Swin block needs to be one node, the same for all steps of a clip."""
+
+    flat: Tensor                                   # (P,), the weights of all its layers, laid end to end
+    parts: list[Tensor]                            # each of them, as a view
+    table: Tensor                                  # (B N h, M * M, M * M): T, bias and mask of each window and head
+    order: Tensor                                  # (B H W,) int64: pi
+    back: Tensor                                   # (B H W,) int64: its inverse
+    heads: int
+    scale: float                                   # c
+    eps: tuple[float, float]                       # of the two layer norms
+    ones: Tensor                                   # (B H W,)
+
+
+def cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return what is laid end to end in pieces, as views, of the shapes of ``like``."""
+    return [piece if w.ndim == 1 else piece.view(w.shape) for piece, w in zip(flat.split([w.numel() for w in like]), like)]
+
+
+def plan_of(block: nn.Module, B: int, H: int, W: int) -> tuple[Plan, list[Tensor]]:
+    """Return what a block needs for maps (B, H, W, C), and in a list its weights laid end to end, for each step to take and to hand on."""
+    attn, mlp = block.attn, block.mlp
+    layers = [block.norm1, attn.qkv, attn.proj, block.norm2, mlp.fc1, mlp.fc2, *([] if block.reduce is None else [block.reduce])]
+    weights = [w for layer in layers for w in (layer.weight, layer.bias)]
+    folded, kind = attn.folded(H // attn.window_size, W // attn.window_size, block.shift)
+    flat = torch.cat([w.flatten() for w in weights])
+    return Plan(flat.detach(), cut(flat.detach(), weights), folded.index_select(0, kind.repeat(B)).flatten(0, 1),
+                *window_order(B, H, W, attn.window_size, block.shift), attn.num_heads, attn.scale, (block.norm1.eps, block.norm2.eps), flat.new_ones(B * H * W)), [flat]
+
+# %% ../../nbs/core/layers.ipynb #one-node-forward
+def _through(x: Tensor, other: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return what a block gives, and what its gradients need."""
+    g1, b1, A, a, O, o, g2, b2, B, b, D, d, *R = plan.parts
+    C, n = x.shape[-1], plan.table.shape[-1]
+    rows, norm = x.reshape(-1, C), partial(torch.native_layer_norm, normalized_shape=[C])
+    V, *first = norm(rows, weight=g1, bias=b1, eps=plan.eps[0])
+    beside = ()
+    if R:
+        h = other.reshape(-1, C)
+        y, *of_other = norm(h, weight=g1, bias=b1, eps=plan.eps[0])
+        both = torch.cat([V, y], 1)
+        V, beside = torch.addmm(R[1], both, R[0].t()), (h, *of_other, both)
+    V = V.index_select(0, plan.order)
+    qkv = torch.addmm(a, V, A.t()).view(-1, n, 3, plan.heads, C // plan.heads).permute(2, 0, 3, 1, 4).reshape(3, -1, n, C // plan.heads)
+    P = torch.baddbmm(plan.table, qkv[0], qkv[1].mT, alpha=plan.scale)
+    torch.softmax(P, -1, out=P)
+    PV = torch.bmm(P, qkv[2]).view(-1, plan.heads, n, C // plan.heads).transpose(1, 2).reshape(-1, C)
+    Z = torch.addmm(o, PV, O.t()).index_select(0, plan.back).add_(rows)
+    U, *second = norm(Z, weight=g2, bias=b2, eps=plan.eps[1])
+    E = torch.addmm(b, U, B.t())
+    G = F.gelu(E)
+    return torch.addmm(d, G, D.t()).add_(Z).view(x.shape), (rows, *first, V, qkv, P, PV, Z, *second, U, E, G, *beside)
+
+# %% ../../nbs/core/layers.ipynb #one-node-backward
+def _linear_back(grad: Tensor, x: Tensor, w: Tensor, into_w: Tensor, into_b: Tensor, ones: Tensor) -> Tensor:
+    """Return the gradient of the input of a linear layer, and add those of its weights to what is there."""
+    into_w.addmm_(grad.t(), x)
+    into_b.addmv_(grad.t(), ones)
+    return grad @ w
+
+
+def _back(grad: Tensor, kept: Sequence[Tensor], into: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the gradients of x, of the second map and of T, and add those of the weights to ``into``."""
+    rows, m1, r1, V, qkv, P, PV, Z, m2, r2, U, E, G, *beside = kept
+    C, n = rows.shape[1], P.shape[1]
+    g1, b1, A, _, O, _, g2, b2, B, _, D, _, *R = plan.parts
+    dg1, db1, dA, da, dO, do, dg2, db2, dB, db, dD, dd, *dR = cut(into, plan.parts)
+    norm_back = lambda grad, x, mean, rstd, g, b: torch.ops.aten.native_layer_norm_backward(grad, x, [C], mean, rstd, g, b, [True] * 3)
+    out = grad.reshape(-1, C)
+    dE = torch.ops.aten.gelu_backward(_linear_back(out, G, D, dD, dd, plan.ones), E)
+    dZ, dg, dn = norm_back(_linear_back(dE, U, B, dB, db, plan.ones), Z, m2, r2, g2, b2)
+    dg2.add_(dg), db2.add_(dn), dZ.add_(out)
+    dPV = _linear_back(dZ.index_select(0, plan.order), PV, O, dO, do, plan.ones).view(-1, n, plan.heads, C // plan.heads).transpose(1, 2).reshape(-1, n, C // plan.heads)
+    (q, k, v), dqkv = qkv, torch.empty_like(qkv)
+    torch.bmm(P.mT, dPV, out=dqkv[2])
+    dS = torch.ops.aten._softmax_backward_data(torch.bmm(dPV, v.mT), P, -1, P.dtype)
+    torch.bmm(dS, k, out=dqkv[0])
+    torch.bmm(dS.mT, q, out=dqkv[1])
+    dqkv[:2] *= plan.scale
+    dV = _linear_back(dqkv.view(3, -1, plan.heads, n, C // plan.heads).permute(1, 3, 0, 2, 4).reshape(-1, 3 * C), V, A, dA, da, plan.ones).index_select(0, plan.back)
+    d_other = None
+    if R:
+        *stats, both = beside
+        dV, dy = _linear_back(dV, both, R[0], *dR, plan.ones).split(C, 1)
+        d_other, dg, dn = norm_back(dy, *stats, g1, b1)
+        dg1.add_(dg), db1.add_(dn)
+        d_other = d_other.view(grad.shape)
+    dx, dg, dn = norm_back(dV, rows, m1, r1, g1, b1)
+    dg1.add_(dg), db1.add_(dn)
+    return dx.add_(dZ).view(grad.shape), d_other, dS
+
+# %% ../../nbs/core/layers.ipynb #one-node
+class _OneNode(torch.autograd.Function):
+    """A Swin block as one function; what comes back for the weights is of the steps after this one, which adds its own in place: nobody else holds it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, other: Tensor | None, weights: Tensor, table: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        y, kept = _through(x, other, plan)
+        ctx.save_for_backward(*kept)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        return y, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor | None, of_later: Tensor | None) -> tuple:
+        if grad is None:
+            return None, None, of_later, None, None                         # a step that nothing depends on
+        into = torch.zeros_like(ctx.plan.flat) if of_later is None else of_later
+        dx, d_other, d_table = _back(grad, ctx.saved_tensors, into, ctx.plan)
+        return dx, d_other, into, d_table, None
+
+
+def one_node(x: Tensor, other: Tensor | None, plan: tuple[Plan, list[Tensor]]) -> Tensor:
+    """Return what the block of a plan gives for x (B, H, W, C) and, where it fuses, a second map."""
+    given, weights = plan
+    y, weights[0] = _OneNode.apply(x, other, weights[0], given.table, given)
+    return y
+
+
+@contextmanager
+def as_nodes(blocks: Sequence[tuple[nn.Module, tuple[int, int, int]]]) -> Iterator[None]:
+    """Inside, each block that can be one node has a ``plan`` for maps of the (B, H, W) beside it: for the steps of one clip, between which no weight changes."""
+    try:
+        for block, size in blocks:
+            block.plan = plan_of(block, *size) if can_be_one_node(block, *size) else None
+        yield
+    finally:
+        for block, _ in blocks:
+            block.plan = None
+
+# %% ../../nbs/core/layers.ipynb #one-node-when-code
+def can_be_one_node(block: nn.Module, B: int, H: int, W: int) -> bool:
+    """Return whether a block can be one node for maps (B, H, W, C): in training on a CPU, where they are small and its parts are as they were made."""
+    attn, n, parts = block.attn, block.attn.window_size, list(block.modules())[1:]
+    types, devices = {w.dtype for w in block.parameters()}, {w.device.type for w in block.parameters()}
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or attn.kernel != "auto" or block.drop_path.training and block.drop_path.rate:
+        return False
+    if types not in ({torch.float32}, {torch.float64}) or devices != {"cpu"} or not in_one_piece(B * (H // n) * (W // n), attn.num_heads, n, *types):
+        return False
+    return all(type(m) in (nn.LayerNorm, nn.Linear, WindowAttention, Mlp, DropPath) and "forward" not in vars(m) and None not in (getattr(m, "weight", m), getattr(m, "bias", m))
+               and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks) for m in parts)
 
 # %% ../../nbs/core/layers.ipynb #convlstm
 def halves(conv: nn.Conv2d, first: int) -> tuple[Tensor, Tensor]:

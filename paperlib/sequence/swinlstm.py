@@ -9,27 +9,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from numbers import Integral
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ..core.layers import DropPath, Mlp, WindowAttention, bias_once, in_one_piece, relative_position_index, shift_mask, window_partition
+from ..core.layers import DropPath, Mlp, Plan, WindowAttention, as_nodes, bias_once, one_node, relative_position_index, shift_mask
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, require_state_dict, save_weights
 from ..core.video import WORLDS, Curve, adam, evaluate, material, require_floats, require_forecast, require_video, unroll
 
 # %% auto #0
-__all__ = ['State', 'SHORT', 'ON_GPU', 'PAPER', 'Cell', 'SwinBlock', 'window_order', 'Plan', 'cut', 'plan_of', 'can_be_one_node',
-           'as_nodes', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding', 'PatchEmbed', 'PatchReadout',
-           'require_lists', 'require_network', 'require_frames', 'require_state', 'drop_rates', 'SwinLSTM', 'sooner',
-           'our_name', 'load_official', 'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of', 'frames_at',
-           'train', 'experiment']
+__all__ = ['State', 'SHORT', 'ON_GPU', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging', 'PatchExpanding',
+           'PatchEmbed', 'PatchReadout', 'require_lists', 'require_network', 'require_frames', 'require_state',
+           'drop_rates', 'through_cells', 'SwinLSTM', 'at_once', 'sooner', 'our_name', 'load_official',
+           'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of', 'frames_at', 'train', 'experiment']
 
 # %% ../../nbs/sequence/swinlstm.ipynb #cell
 class Cell(nn.Module):
@@ -65,154 +61,18 @@ class SwinBlock(nn.Module):
         self.attn, self.mlp = WindowAttention(embed_dim, window_size, num_heads), Mlp(embed_dim, 4 * embed_dim)
         self.reduce = nn.Linear(2 * embed_dim, embed_dim) if fuse else None
         self.drop_path = DropPath(drop_path)
-        self._plan: tuple[Plan, list[Tensor]] | None = None                # while `as_nodes` has it be one
+        self.plan: tuple[Plan, list[Tensor]] | None = None                 # for a clip, where it is one node of autograd's graph: `as_nodes`
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Map (B, H, W, C), with ``other`` of the same shape where the block fuses, to the same shape."""
-        if self._plan is not None:
-            plan, weights = self._plan
-            y, weights[0] = _OneNode.apply(x, other, weights[0], plan.table, plan)
-            return y
+        if self.plan is not None:
+            return one_node(x, other, self.plan)
         y = self.norm1(x)
         if self.reduce is not None:
             C = x.shape[-1]
             y = F.linear(y, self.reduce.weight[:, :C], self.reduce.bias) + F.linear(self.norm1(other), self.reduce.weight[:, C:])
         x = x + self.drop_path(self.attn(y, self.shift))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-# %% ../../nbs/sequence/swinlstm.ipynb #plan
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def window_order(batch: int, height: int, width: int, size: int, shift: int) -> tuple[Tensor, Tensor]:
-    """Return the order in which windows with an offset of ``shift`` take the B H W tokens of maps, and the way back: both (B H W,) int64, shared, not to be written to."""
-    at = torch.arange(batch * height * width, device="cpu").view(batch, height, width, 1)
-    order = window_partition(torch.roll(at, (-shift, -shift), (1, 2)), size).flatten()
-    return order, order.argsort()
-
-
-class Plan(NamedTuple):
-    """What a block needs to be one node, the same for all steps of a clip."""
-
-    flat: Tensor                                   # (P,), the weights of all its layers, laid end to end
-    parts: list[Tensor]                            # each of them, as a view
-    table: Tensor                                  # (B N h, M * M, M * M): T, bias and mask of each window and head
-    order: Tensor                                  # (B H W,) int64: pi
-    back: Tensor                                   # (B H W,) int64: its inverse
-    heads: int
-    scale: float                                   # c
-    eps: tuple[float, float]                       # of the two layer norms
-    ones: Tensor                                   # (B H W,)
-
-
-def cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return what is laid end to end in pieces, as views, of the shapes of ``like``."""
-    return [piece if w.ndim == 1 else piece.view(w.shape) for piece, w in zip(flat.split([w.numel() for w in like]), like)]
-
-
-def plan_of(block: SwinBlock, B: int, H: int, W: int) -> tuple[Plan, list[Tensor]]:
-    """Return what a block needs for maps (B, H, W, C), and in a list its weights laid end to end, for each step to take and to hand on."""
-    attn, mlp = block.attn, block.mlp
-    layers = [block.norm1, attn.qkv, attn.proj, block.norm2, mlp.fc1, mlp.fc2, *([] if block.reduce is None else [block.reduce])]
-    weights = [w for layer in layers for w in (layer.weight, layer.bias)]
-    folded, kind = attn.folded(H // attn.window_size, W // attn.window_size, block.shift)
-    flat = torch.cat([w.flatten() for w in weights])
-    return Plan(flat.detach(), cut(flat.detach(), weights), folded.index_select(0, kind.repeat(B)).flatten(0, 1),
-                *window_order(B, H, W, attn.window_size, block.shift), attn.num_heads, attn.scale, (block.norm1.eps, block.norm2.eps), flat.new_ones(B * H * W)), [flat]
-
-# %% ../../nbs/sequence/swinlstm.ipynb #one-node-when-code
-def can_be_one_node(block: SwinBlock, B: int, H: int, W: int) -> bool:
-    """Return whether a block can be one node for maps (B, H, W, C): in training on a CPU, where they are small and its parts are as they were made."""
-    attn, n, parts = block.attn, block.attn.window_size, list(block.modules())[1:]
-    types, devices = {w.dtype for w in block.parameters()}, {w.device.type for w in block.parameters()}
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or attn.kernel != "auto" or block.drop_path.training and block.drop_path.rate:
-        return False
-    if types not in ({torch.float32}, {torch.float64}) or devices != {"cpu"} or not in_one_piece(B * (H // n) * (W // n), attn.num_heads, n, *types):
-        return False
-    return all(type(m) in (nn.LayerNorm, nn.Linear, WindowAttention, Mlp, DropPath) and "forward" not in vars(m) and None not in (getattr(m, "weight", m), getattr(m, "bias", m))
-               and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks) for m in parts)
-
-# %% ../../nbs/sequence/swinlstm.ipynb #one-node
-def _linear_back(grad: Tensor, x: Tensor, w: Tensor, into_w: Tensor, into_b: Tensor, ones: Tensor) -> Tensor:
-    """Return the gradient of the input of a linear layer, and add those of its weights to what is there."""
-    into_w.addmm_(grad.t(), x)
-    into_b.addmv_(grad.t(), ones)
-    return grad @ w
-
-
-class _OneNode(torch.autograd.Function):
-    """`SwinBlock.forward` and its gradients by the formulas above, in their names; what comes back for the weights is of the steps after this one, which adds its own in place: nobody else holds it."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, other: Tensor | None, weights: Tensor, table: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        g1, b1, A, a, O, o, g2, b2, B, b, D, d, *R = plan.parts
-        C, n = x.shape[-1], table.shape[-1]
-        rows, norm = x.reshape(-1, C), partial(torch.native_layer_norm, normalized_shape=[C])
-        V, *first = norm(rows, weight=g1, bias=b1, eps=plan.eps[0])
-        beside = None
-        if R:
-            h = other.reshape(-1, C)
-            y, *of_other = norm(h, weight=g1, bias=b1, eps=plan.eps[0])
-            both = torch.cat([V, y], 1)
-            V, beside = torch.addmm(R[1], both, R[0].t()), (h, *of_other, both)
-        V = V.index_select(0, plan.order)
-        qkv = torch.addmm(a, V, A.t()).view(-1, n, 3, plan.heads, C // plan.heads).permute(2, 0, 3, 1, 4).reshape(3, -1, n, C // plan.heads)
-        P = torch.baddbmm(table, qkv[0], qkv[1].mT, alpha=plan.scale)
-        torch.softmax(P, -1, out=P)
-        PV = torch.bmm(P, qkv[2]).view(-1, plan.heads, n, C // plan.heads).transpose(1, 2).reshape(-1, C)
-        Z = torch.addmm(o, PV, O.t()).index_select(0, plan.back).add_(rows)
-        U, *second = norm(Z, weight=g2, bias=b2, eps=plan.eps[1])
-        E = torch.addmm(b, U, B.t())
-        G = F.gelu(E)
-        ctx.save_for_backward(rows, *first, V, qkv, P, PV, Z, *second, U, E, G, *(beside or ()))
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        return torch.addmm(d, G, D.t()).add_(Z).view(x.shape), weights
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor | None, of_later: Tensor | None) -> tuple:
-        if grad is None:
-            return None, None, of_later, None, None                         # a step that nothing depends on
-        rows, m1, r1, V, qkv, P, PV, Z, m2, r2, U, E, G, *beside = ctx.saved_tensors
-        plan, C, n = ctx.plan, rows.shape[1], P.shape[1]
-        into = torch.zeros_like(plan.flat) if of_later is None else of_later
-        g1, b1, A, _, O, _, g2, b2, B, _, D, _, *R = plan.parts
-        dg1, db1, dA, da, dO, do, dg2, db2, dB, db, dD, dd, *dR = cut(into, plan.parts)
-        norm_back = lambda grad, x, mean, rstd, g, b: torch.ops.aten.native_layer_norm_backward(grad, x, [C], mean, rstd, g, b, [True] * 3)
-        out = grad.reshape(-1, C)
-        dE = torch.ops.aten.gelu_backward(_linear_back(out, G, D, dD, dd, plan.ones), E)
-        dZ, dg, dn = norm_back(_linear_back(dE, U, B, dB, db, plan.ones), Z, m2, r2, g2, b2)
-        dg2.add_(dg), db2.add_(dn), dZ.add_(out)
-        dPV = _linear_back(dZ.index_select(0, plan.order), PV, O, dO, do, plan.ones).view(-1, n, plan.heads, C // plan.heads).transpose(1, 2).reshape(-1, n, C // plan.heads)
-        (q, k, v), dqkv = qkv, torch.empty_like(qkv)
-        torch.bmm(P.mT, dPV, out=dqkv[2])
-        dS = torch.ops.aten._softmax_backward_data(torch.bmm(dPV, v.mT), P, -1, P.dtype)
-        torch.bmm(dS, k, out=dqkv[0])
-        torch.bmm(dS.mT, q, out=dqkv[1])
-        dqkv[:2] *= plan.scale
-        dV = _linear_back(dqkv.view(3, -1, plan.heads, n, C // plan.heads).permute(1, 3, 0, 2, 4).reshape(-1, 3 * C), V, A, dA, da, plan.ones).index_select(0, plan.back)
-        d_other = None
-        if R:
-            *stats, both = beside
-            dV, dy = _linear_back(dV, both, R[0], *dR, plan.ones).split(C, 1)
-            d_other, dg, dn = norm_back(dy, *stats, g1, b1)
-            dg1.add_(dg), db1.add_(dn)
-            d_other = d_other.view(grad.shape)
-        dx, dg, dn = norm_back(dV, rows, m1, r1, g1, b1)
-        dg1.add_(dg), db1.add_(dn)
-        return dx.add_(dZ).view(grad.shape), d_other, into, dS, None
-
-# %% ../../nbs/sequence/swinlstm.ipynb #as-nodes
-@contextmanager
-def as_nodes(blocks: Sequence[tuple[SwinBlock, tuple[int, int, int]]]) -> Iterator[None]:
-    """Inside, each block that can is one node for maps (B, H, W, C) of the size beside it: for the steps of one clip, between which no weight changes."""
-    try:
-        for block, size in blocks:
-            block._plan = plan_of(block, *size) if can_be_one_node(block, *size) else None
-        yield
-    finally:
-        for block, _ in blocks:
-            block._plan = None
 
 # %% ../../nbs/sequence/swinlstm.ipynb #mixer
 class SwinMixer(nn.Module):
@@ -356,6 +216,25 @@ def drop_rates(rate: float, n: int) -> list[float]:
     """Return ``n`` rates that rise evenly from 0 to ``rate``."""
     return [rate * i / max(1, n - 1) for i in range(n)]
 
+# %% ../../nbs/sequence/swinlstm.ipynb #through-cells
+def through_cells(model: SwinLSTM, y: Tensor, state: State) -> tuple[Tensor, State]:
+    """Take the tokens of a frame (B, H, W, C) through the cells of ``model``; return those of the next, and the state after it."""
+    after = []
+
+    def run(cell: Cell, y: Tensor) -> Tensor:
+        i = len(after)
+        h, c = cell(y, tuple(s.unflatten(1, model.shapes[i][:2]) for s in state[i]))
+        after.append((h.flatten(1, 2), c.flatten(1, 2)))
+        return h
+
+    for i, cell in enumerate(model.down):
+        y = run(cell, y)
+        if len(model.merge):
+            y = model.merge[i](y)
+    for cell, expand in zip(model.up, model.expand):
+        y = expand(run(cell, y))
+    return y, tuple(after)
+
 # %% ../../nbs/sequence/swinlstm.ipynb #swinlstm
 class SwinLSTM(nn.Module):
     """Frames to patches, recurrent cells, patches to frames.
@@ -415,25 +294,8 @@ class SwinLSTM(nn.Module):
             A frame of another size or type, or a state of another batch or network.
         """
         require_frames(x, self)
-        y, after = self.recur(self.patch_embed(x), self.start(x) if state is None else require_state(state, self.shapes, len(x)))
+        y, after = through_cells(self, self.patch_embed(x), self.start(x) if state is None else require_state(state, self.shapes, len(x)))
         return self.readout(y).sigmoid(), after
-
-    def recur(self, y: Tensor, state: State) -> tuple[Tensor, State]:
-        """Take the tokens of a frame (B, H, W, C) through all cells; return those of the next, and the state after it."""
-        after, n = [], len(self.down)
-
-        def run(cell: Cell, y: Tensor, i: int) -> Tensor:
-            h, c = cell(y, tuple(s.unflatten(1, self.shapes[i][:2]) for s in state[i]))
-            after.append((h.flatten(1, 2), c.flatten(1, 2)))
-            return h
-
-        for i, cell in enumerate(self.down):
-            y = run(cell, y, i)
-            if len(self.merge):
-                y = self.merge[i](y)
-        for i, (cell, expand) in enumerate(zip(self.up, self.expand)):
-            y = expand(run(cell, y, n + i))
-        return y, tuple(after)
 
     def forward(self, x: Tensor, frames_out: int = 10, truth: Tensor | None = None, all_steps: bool = False) -> Tensor:
         """Predict ``frames_out`` frames after x (B, T, C, H, W), feeding predictions back, or ``truth`` (B, frames_out, C, H, W) where it is given.
@@ -447,28 +309,9 @@ class SwinLSTM(nn.Module):
         """
         require_frames(x, self, "clips of a frame or more (B, T")
         with bias_once(self):
-            if not self.soon or not torch.is_grad_enabled():
-                return unroll(self.step, x, frames_out, truth, all_steps)
-            with as_nodes([(block, (len(x), H, W)) for cell, (H, W, _) in zip((*self.down, *self.up), self.shapes) for block in getattr(cell.mixer, "blocks", ())]):
-                return self.at_once(x, frames_out, truth, all_steps)
-
-    def at_once(self, x: Tensor, frames_out: int, truth: Tensor | None, all_steps: bool) -> Tensor:
-        """Predict as `forward` does, with all frames that are known cut into patches in one go, and the predictions from them painted in one."""
-        require_forecast(x, frames_out, truth)
-        skip = x.shape[1] - 1
-        if truth is not None and frames_out > 1:
-            require_floats(truth, self, "frames")
-            x, frames_out = torch.cat([x, truth[:, :frames_out - 1]], 1), 1
-        state, tokens = self.start(x[:, 0]), []
-        for e in self.patch_embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).unbind(1):
-            y, state = self.recur(e, state)
-            tokens.append(y)
-        tokens = torch.stack(tokens if all_steps else tokens[skip:], 1)
-        found = [*self.readout(tokens.flatten(0, 1)).sigmoid().unflatten(0, tokens.shape[:2]).unbind(1)]
-        for _ in range(frames_out - 1):
-            y, state = self.recur(self.patch_embed(found[-1]), state)
-            found.append(self.readout(y).sigmoid())
-        return torch.stack(found, 1)
+            if self.soon and torch.is_grad_enabled():
+                return at_once(self, x, frames_out, truth, all_steps)
+            return unroll(self.step, x, frames_out, truth, all_steps)
 
     @classmethod
     def from_official(cls, state: Mapping[str, Tensor], kind: str = "B", **config) -> SwinLSTM:
@@ -486,6 +329,26 @@ class SwinLSTM(nn.Module):
         return official_state(self)
 
 # %% ../../nbs/sequence/swinlstm.ipynb #sooner
+def at_once(model: SwinLSTM, x: Tensor, frames_out: int, truth: Tensor | None, all_steps: bool) -> Tensor:
+    """Predict as `unroll` does, with all frames that are known cut into patches in one go, the predictions from them painted in one, and each block as one node where it can be."""
+    require_forecast(x, frames_out, truth)
+    skip = x.shape[1] - 1
+    if truth is not None and frames_out > 1:
+        require_floats(truth, model, "frames")
+        x, frames_out = torch.cat([x, truth[:, :frames_out - 1]], 1), 1
+    state, tokens = model.start(x[:, 0]), []
+    with as_nodes([(block, (len(x), H, W)) for cell, (H, W, _) in zip((*model.down, *model.up), model.shapes) for block in getattr(cell.mixer, "blocks", ())]):
+        for e in model.patch_embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).unbind(1):
+            y, state = through_cells(model, e, state)
+            tokens.append(y)
+        tokens = torch.stack(tokens if all_steps else tokens[skip:], 1)
+        found = [*model.readout(tokens.flatten(0, 1)).sigmoid().unflatten(0, tokens.shape[:2]).unbind(1)]
+        for _ in range(frames_out - 1):
+            y, state = through_cells(model, model.patch_embed(found[-1]), state)
+            found.append(model.readout(y).sigmoid())
+    return torch.stack(found, 1)
+
+
 @contextmanager
 def sooner(model: SwinLSTM) -> Iterator[SwinLSTM]:
     """Inside, with gradients asked for, ``model(clips, ...)`` gives the same to rounding in less time: it does not call `SwinLSTM.step`, and on a CPU it can be differentiated once."""
