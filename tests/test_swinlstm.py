@@ -398,10 +398,10 @@ def test_clipping_bounds_a_step_and_zero_leaves_it(monkeypatch):
 
 def test_which_step_sees_how_much_of_a_clip():
     small = PAPER.presets["small"]
-    assert [swinlstm.frames_at(small, s) for s in (0, 1899, 1900, 3799, 3800, 5999)] == [6, 6, 10, 10, 20, 20]
-    assert sum(swinlstm.frames_at(small, s) - 1 for s in range(6000)) == 0.6 * 19 * 6000                    # three fifths, as the page says
-    assert {swinlstm.frames_at(replace(small, steps=2100), s) for s in range(2100)} == {20}                  # so short runs see whole clips throughout
-    assert {swinlstm.frames_at(replace(small, lengths=()), s) for s in (0, 5999)} == {20} == {swinlstm.frames_at(PAPER.presets["paper"], 0)}
+    assert [swinlstm.frames_at(small, s) for s in (0, 1499, 1500, 2999, 3000, 4199)] == [6, 6, 10, 10, 20, 20]
+    assert 0.54 < sum(swinlstm.frames_at(small, s) - 1 for s in range(4200)) / (19 * 4200) < 0.56            # little more than half, as the page says
+    assert {swinlstm.frames_at(replace(small, steps=1200), s) for s in range(1200)} == {20}                  # no more steps than see whole clips
+    assert {swinlstm.frames_at(replace(small, lengths=()), s) for s in (0, 4199)} == {20} == {swinlstm.frames_at(PAPER.presets["paper"], 0)}
     assert swinlstm.frames_at(replace(small, lengths=(30,)), 0) == 20
 
 
