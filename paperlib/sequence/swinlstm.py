@@ -458,7 +458,7 @@ PAPER = Paper(
     presets={
         "smoke": SwinLSTMPreset(data="digits", size=16, frames_in=4, frames_out=3, patch_size=2, embed_dim=16, depths=(2,), num_heads=(2,), steps=40, batch_size=4, test_clips=16,
                                 time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
-        "small": SwinLSTMPreset(data="digits", lengths=(6, 10), whole=1200, time="about 13 minutes on two CPU cores", memory="2 GB", hardware="CPU or GPU"),
+        "small": SwinLSTMPreset(data="digits", lengths=(6, 10), whole=1200, time="about 11 minutes on two CPU cores", memory="2 GB", hardware="CPU or GPU"),
         "paper": SwinLSTMPreset(data="moving_mnist", patch_size=2, embed_dim=128, depths=(2, 6), depths_up=(6, 2), num_heads=(4, 8), drop_path=0.1, steps=1_250_000, batch_size=16, lr=1e-4, warm=0.0, clip_norm=0.0, test_clips=10_000,
                                 time="not measured", memory="not measured", hardware="GPU; the fixed test set as mnist_test_seq.npy"),
     },
