@@ -480,7 +480,7 @@ PAPER = Paper(
         Claim("depth", "More blocks in the cell help: 2 against 1", "our question", "mse_sum_frame", "moving digits, 32 pixels", ours=f"mse_sum_frame(depths=(1,), {SHORT}) - mse_sum_frame({SHORT})",
               trend=f"mse_sum_frame({SHORT}) < mse_sum_frame(depths=(1,), {SHORT})"),
     ),
-    deviations=("one cell, shallower, half as wide, on patches of 4, trained for minutes", "small: one cycle of the rate, gradients clipped, short clips first; paper: a constant rate", "clips of unseen digits are scored; by single trials on them the patches and the lengths of small were chosen, nothing else"))
+    deviations=("one cell, shallower, half as wide, on patches of 4, trained for minutes", "small: one cycle of the rate, gradients clipped, short clips first; paper: a constant rate", "clips of unseen digits are scored; by single trials on them the rate, the lengths and the patches of small were chosen"))
 
 # %% ../../nbs/sequence/swinlstm.ipynb #experiment
 def require_sound(preset: SwinLSTMPreset) -> None:
