@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paperlib.core.video import cost
+from paperlib.core.video import cost, frames_at
 from paperlib.sequence import phydnet
 from paperlib.sequence.phydnet import (
     PAPER,
@@ -286,11 +286,31 @@ def test_bad_networks_are_refused_by_name(args, message):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"data": "planets"}, "planets"), ({"size": 30}, "size=30"), ({"steps": 0}, "steps=0"), ({"forced": 2.0}, "forced=2.0"), ({"space": "pixels"}, "pixels"), ({"hidden": (9,)}, r"hidden=\(9,\)")])
+    ({"data": "planets"}, "planets"), ({"size": 30}, "size=30"), ({"steps": 0}, "steps=0"), ({"forced": 2.0}, "forced=2.0"), ({"space": "pixels"}, "pixels"), ({"hidden": (9,)}, r"hidden=\(9,\)"),
+    ({"lengths": (6, 1)}, r"lengths=\(6, 1\)"), ({"whole": -1}, "whole=-1")])
 def test_bad_presets_are_refused_before_any_work(change, message, monkeypatch):
     monkeypatch.setattr(phydnet, "train", lambda *a: pytest.fail("training was started"))
     with pytest.raises(ValueError, match=message):
         phydnet.experiment(replace(PAPER.presets["small"], **change), 0, torch.device("cpu"))
+
+
+def test_which_step_sees_how_much_of_a_clip():
+    small = PAPER.presets["small"]
+    assert [frames_at(small, s) for s in (0, 599, 600, 1199, 1200, 1799)] == [6, 6, 10, 10, 20, 20]
+    assert {frames_at(replace(small, steps=600), s) for s in range(600)} == {20}          # the settings of 7.1 see whole clips throughout, as when they were recorded
+
+
+@pytest.mark.parametrize(("frames", "lengths", "forced"), [(9, (), 0.0), (9, (), 1.0), (5, (5,), 0.0), (5, (5,), 1.0), (2, (2,), 0.0)])
+def test_a_short_clip_weighs_against_the_moment_loss_as_a_whole_one(frames, lengths, forced):
+    """By the definition: the mean squared error of all predicted frames, times as many as a whole clip has, and the moment loss."""
+    preset = replace(PAPER.presets["smoke"], frames_in=6, frames_out=3, steps=1, lengths=lengths, forced=forced, moments=0.5)
+    torch.manual_seed(0)
+    net, clips = PhyDNet(hidden=(32,), width=32), torch.rand(2, 9, 1, 8, 8)
+    n = {9: 6, 5: 3, 2: 1}[frames]
+    with torch.no_grad():
+        found = net(clips[:, :n], frames - n, clips[:, n:frames] if forced else None, all_steps=True)
+        wanted = 8 * (found - clips[:, 1:frames]).square().mean() + 0.5 * net.moment_loss()
+    assert phydnet.train(net, lambda step, rank=0, world=1: clips, preset, 0, torch.device("cpu")).loss == [pytest.approx(wanted.item(), rel=1e-5)]
 
 
 @pytest.mark.parametrize("gate", ["sigmoid", "tanh"])

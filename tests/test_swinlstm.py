@@ -10,7 +10,7 @@ from torch import nn
 
 from paperlib.core import layers
 from paperlib.core.layers import WindowAttention
-from paperlib.core.video import cost
+from paperlib.core.video import cost, frames_at
 from paperlib.sequence import swinlstm
 from paperlib.sequence.swinlstm import (
     PAPER,
@@ -398,11 +398,11 @@ def test_clipping_bounds_a_step_and_zero_leaves_it(monkeypatch):
 
 def test_which_step_sees_how_much_of_a_clip():
     small = PAPER.presets["small"]
-    assert [swinlstm.frames_at(small, s) for s in (0, 1499, 1500, 2999, 3000, 4199)] == [6, 6, 10, 10, 20, 20]
-    assert 0.54 < sum(swinlstm.frames_at(small, s) - 1 for s in range(4200)) / (19 * 4200) < 0.56            # little more than half, as the page says
-    assert {swinlstm.frames_at(replace(small, steps=1200), s) for s in range(1200)} == {20}                  # no more steps than see whole clips
-    assert {swinlstm.frames_at(replace(small, lengths=()), s) for s in (0, 4199)} == {20} == {swinlstm.frames_at(PAPER.presets["paper"], 0)}
-    assert swinlstm.frames_at(replace(small, lengths=(30,)), 0) == 20
+    assert [frames_at(small, s) for s in (0, 1499, 1500, 2999, 3000, 4199)] == [6, 6, 10, 10, 20, 20]
+    assert 0.54 < sum(frames_at(small, s) - 1 for s in range(4200)) / (19 * 4200) < 0.56            # little more than half, as the page says
+    assert {frames_at(replace(small, steps=1200), s) for s in range(1200)} == {20}                  # no more steps than see whole clips
+    assert {frames_at(replace(small, lengths=()), s) for s in (0, 4199)} == {20} == {frames_at(PAPER.presets["paper"], 0)}
+    assert frames_at(replace(small, lengths=(30,)), 0) == 20
 
 
 def test_a_beginning_is_given_and_asked_in_the_share_of_a_clip(monkeypatch):

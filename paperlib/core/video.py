@@ -38,7 +38,8 @@ __all__ = ['WORLDS', 'SCORES', 'SETS', 'bounce', 'Clips', 'MovingSprites', 'digi
            'moving', 'repeat_last', 'mean_of_inputs', 'black', 'ConstantMean', 'baselines_of', 'read_video',
            'video_length', 'Windows', 'read_moving_mnist', 'read_taxibj', 'read_kth', 'read_human36m', 'require_floats',
            'require_forecast', 'unroll', 'by_frame', 'scores', 'apart', 'predict', 'Material', 'material', 'Cost',
-           'cost', 'require_video', 'evaluate', 'Curve', 'adam']
+           'cost', 'require_video', 'evaluate', 'Curve', 'adam', 'require_lengths', 'frames_at', 'frames_given',
+           'beginnings']
 
 # %% ../../nbs/core/video.ipynb #motion
 def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
@@ -743,3 +744,25 @@ def adam(model: nn.Module, lr: float, steps: int, warm: float, fused: bool = Fal
     """Return Adam and its schedule: one cycle of ``steps`` steps, in the first share ``warm`` of which the rate rises to ``lr``; with ``warm`` 0 the rate is constant and the schedule None. ``fused`` passes over each weight once, not ten times: the same numbers to rounding, sooner on a CPU."""
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=fused or None)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warm) if warm else None
+
+# %% ../../nbs/core/video.ipynb #beginnings
+def require_lengths(preset: Any) -> None:
+    """Refuse ``lengths`` below two frames, one to give and one to ask for, and a negative ``whole``."""
+    if preset.whole < 0 or min(preset.lengths, default=2) < 2:
+        raise ValueError(f"lengths={preset.lengths}, whole={preset.whole}: expected two frames or more in each, and 0 steps or more")
+
+
+def frames_at(preset: Any, step: int) -> int:
+    """Return how many frames of a clip a preset's training step ``step``, counted from 0, sees: those of ``lengths`` in turn, and all of them in the last ``whole`` steps."""
+    frames, early = preset.frames_in + preset.frames_out, preset.steps - preset.whole
+    return min(frames, preset.lengths[step * len(preset.lengths) // early]) if preset.lengths and step < early else frames
+
+
+def frames_given(preset: Any, frames: int) -> int:
+    """Return how many of a clip's first ``frames`` frames are given: the same share as of a whole clip, and one at least."""
+    return max(1, frames * preset.frames_in // (preset.frames_in + preset.frames_out))
+
+
+def beginnings(batches: Callable[..., Tensor], preset: Any) -> Callable[..., Tensor]:
+    """Return batches (B, T, ...) for `fit`, cut to the frames that their step sees."""
+    return lambda step, rank=0, world=1: batches(step, rank, world)[:, :frames_at(preset, step)]

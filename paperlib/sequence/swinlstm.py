@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from ..core.layers import DropPath, Mlp, Plan, WindowAttention, as_nodes, bias_once, one_node, relative_position_index, shift_mask
 from ..core.paper import Claim, Paper, Preset
 from ..core.training import fit, load_exactly, require_state_dict, save_weights
-from ..core.video import WORLDS, Curve, adam, evaluate, material, require_floats, require_forecast, require_video, unroll
+from ..core.video import WORLDS, Curve, adam, beginnings, evaluate, frames_given, material, require_floats, require_forecast, require_lengths, require_video, unroll
 
 # %% auto #0
 __all__ = ['State', 'SHORT', 'LARGE', 'ON_GPU', 'PAPER', 'Cell', 'SwinBlock', 'SwinMixer', 'ConvMixer', 'PatchMerging',
            'PatchExpanding', 'PatchEmbed', 'PatchReadout', 'require_lists', 'require_network', 'require_frames',
            'require_state', 'drop_rates', 'through_cells', 'SwinLSTM', 'at_once', 'sooner', 'our_name', 'load_official',
-           'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of', 'frames_at', 'train', 'experiment']
+           'official_state', 'SwinLSTMPreset', 'require_sound', 'config_of', 'train', 'experiment']
 
 # %% ../../nbs/sequence/swinlstm.ipynb #cell
 class Cell(nn.Module):
@@ -491,8 +491,7 @@ def require_sound(preset: SwinLSTMPreset) -> None:
         raise ValueError(f"drop_path={preset.drop_path}: expected a share below 1")
     if not 0 <= preset.clip_norm < float("inf"):
         raise ValueError(f"clip_norm={preset.clip_norm}: expected 0 or more")
-    if preset.whole < 0 or min(preset.lengths, default=2) < 2:
-        raise ValueError(f"lengths={preset.lengths}, whole={preset.whole}: expected two frames or more in each, and 0 steps or more")
+    require_lengths(preset)
     if preset.data in WORLDS:
         SwinLSTM(**config_of(preset, 1, (preset.size, preset.size)))
 
@@ -503,22 +502,15 @@ def config_of(preset: SwinLSTMPreset, channels: int, side: tuple[int, int]) -> d
     return {"img_size": side, "in_chans": channels, "depths_up": preset.depths_up or None, "drop_path_rate": preset.drop_path} | {k: getattr(preset, k) for k in names}
 
 
-def frames_at(preset: SwinLSTMPreset, step: int) -> int:
-    """Return how many frames of a clip step ``step``, counted from 0, sees: those of `SwinLSTMPreset.lengths` in turn, and all of them in the last ``whole`` steps."""
-    frames, early = preset.frames_in + preset.frames_out, preset.steps - preset.whole
-    return min(frames, preset.lengths[step * len(preset.lengths) // early]) if preset.lengths and step < early else frames
-
-
 def train(model: SwinLSTM, batches: Callable[..., Tensor], preset: SwinLSTMPreset, seed: int, device: torch.device, hooks: tuple = (), desc: str = "swinlstm"):
     """Train by the squared error of all predicted frames, fed with its own output after the frames given, which are the same share of a clip at each length; return the history of `fit`."""
     def loss(net: SwinLSTM, clips: Tensor) -> Tensor:
-        n = max(1, clips.shape[1] * preset.frames_in // (preset.frames_in + preset.frames_out))
+        n = frames_given(preset, clips.shape[1])
         return F.mse_loss(net(clips[:, :n], clips.shape[1] - n, all_steps=True), clips[:, 1:])
 
-    beginnings = lambda step, rank=0, world=1: batches(step, rank, world)[:, :frames_at(preset, step)]
     optimizer, scheduler = adam(model, preset.lr, preset.steps, preset.warm, fused=device.type == "cpu")
     with sooner(model):
-        return fit(model, beginnings, loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, clip_norm=preset.clip_norm or None, hooks=hooks, desc=desc, replay=lambda: None)
+        return fit(model, beginnings(batches, preset), loss, optimizer, preset.steps, seed=seed, device=device, scheduler=scheduler, clip_norm=preset.clip_norm or None, hooks=hooks, desc=desc, replay=lambda: None)
 
 
 def experiment(preset: SwinLSTMPreset, seed: int, device: torch.device) -> dict:
