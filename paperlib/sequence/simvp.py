@@ -441,7 +441,7 @@ PAPER = Paper(
     licence="none stated for the code; ours: Apache-2.0", model="SimVP",
     presets={
         "smoke": SimVPPreset(data="digits", size=32, hid_S=8, hid_T=16, N_S=2, N_T=2, frames_in=4, frames_out=4, long=8, steps=60, batch_size=4, test_clips=16, time="under a minute on two CPU cores", memory="1 GB", hardware="CPU"),
-        "small": SimVPPreset(data="digits", time="about 7 minutes on one CPU core", memory="2 GB", hardware="CPU or GPU"),
+        "small": SimVPPreset(data="digits", time="about 10 minutes on one CPU core", memory="2 GB", hardware="CPU or GPU"),
         "paper": SimVPPreset(data="moving_mnist", hid_S=64, hid_T=512, N_T=8, steps=1_250_000, batch_size=16, lr=1e-2, test_clips=10_000, elsewhere=False, early=0.0, time="not measured", memory="not measured", hardware="GPU; the fixed test set as mnist_test_seq.npy"),
     },
     claims=(
