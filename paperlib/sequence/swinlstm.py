@@ -466,7 +466,7 @@ PAPER = Paper(
         Claim("table-mnist", "Moving MNIST, 10 frames to 10: squared error of 17.7 a frame", "Moving MNIST", "mse_sum_frame", "moving digits", ours="mse_sum_frame", paper=17.7, tolerance=0.5,
               trend="mse_sum_frame < 0.85 * mse_constant", caveat="17.7 is the deep kind's, D; ours is one cell. The trend asks for 15 % less than a constant picture, with a small net after minutes"),
         Claim("gpu", "With 128 channels and 16 clips a step, ten minutes of a GPU bring the error 40 % under the mean of the inputs", "our question", "mse_sum_frame", "moving digits",
-              ours=f"mse_sum_frame({ON_GPU})", trend=f"mse_sum_frame({ON_GPU}) < 0.6 * mse_mean({ON_GPU})", caveat="a weak baseline: it is 27 % under the constant picture"),
+              ours=f"mse_sum_frame({ON_GPU})", trend=f"mse_sum_frame({ON_GPU}) < 0.6 * mse_mean({ON_GPU})", caveat="a weak baseline: 40 % under it is 27 % under the constant picture"),
         Claim("attention-parameters", "Attention beats convolution in the cell, at about equal parameters and equal steps", "the reader's note: convolution is inefficient", "mse_sum_frame", "moving digits, 32 pixels",
               ours=f"mse_sum_frame(depths=(3,), mixer='conv', {SHORT}) - mse_sum_frame({SHORT})", trend=f"mse_sum_frame({SHORT}) < mse_sum_frame(depths=(3,), mixer='conv', {SHORT})",
               caveat="three convolutions against two Swin blocks: a tenth more parameters"),
